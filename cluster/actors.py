@@ -1,0 +1,54 @@
+"""Resident actors: what is dear to start (an engine, a model) is started once and serves a whole run."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from cluster.storage import digest_of
+
+MAX_RESTARTS = 2
+
+
+@dataclass(frozen=True)
+class Residence:
+    """How many actors of a class are kept, and what each takes."""
+
+    count: int
+    num_cpus: float
+    num_gpus: float
+    runtime_env: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def keep(self) -> bool:
+        """Whether they outlive a stage: on CPUs, where nothing waits for them; GPUs are freed for the next stage."""
+        return self.num_gpus == 0
+
+
+@contextmanager
+def resident(actor: type, arguments: Sequence[Any], residence: Residence) -> Iterator[list[Any]]:
+    """Give handles of the actors made with these arguments, started if they don't run yet.
+
+    An actor whose process dies is started again and its calls are repeated, `MAX_RESTARTS` times at most.
+    They end with the process that started them at the latest.
+    """
+    import ray
+
+    name = f"{actor.__name__}-{digest_of(repr((arguments, residence)))[:12]}"
+    options = {
+        "num_cpus": residence.num_cpus,
+        "num_gpus": residence.num_gpus,
+        "runtime_env": residence.runtime_env,
+        "max_restarts": MAX_RESTARTS,
+        "max_task_retries": MAX_RESTARTS,
+        "get_if_exists": True,
+    }
+    remote = ray.remote(actor)
+    handles = [remote.options(name=f"{name}-{i}", **options).remote(*arguments) for i in range(residence.count)]
+    try:
+        yield handles
+    finally:
+        if not residence.keep:
+            ray.get([handle.close.remote() for handle in handles])
+            for handle in handles:
+                ray.kill(handle)

@@ -1,0 +1,106 @@
+"""Where a round runs: addresses, stores and hardware, read from the environment only."""
+
+import os
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+_QUIET = {
+    "DO_NOT_TRACK": "true",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "VLLM_NO_USAGE_STATS": "1",
+}
+
+
+class EngineSettings(BaseModel):
+    """Hardware of one generation engine; what a response says does not depend on it in distribution."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    num_engines: PositiveInt = Field(1, description="vLLM actors that share the pool's shards")
+    num_cpus: PositiveFloat = Field(0.5, description="logical CPUs that Ray reserves for one engine; never all of them")
+    num_gpus: int = Field(0, ge=0, description="GPUs of one engine (tensor parallel size); 0 runs vLLM on the CPU")
+    dtype: str = Field("auto", description="'auto' is float32 on a CPU and the checkpoint's type on a GPU")
+    memory_share: float = Field(0.9, gt=0, lt=1, description="share of a GPU's memory the engine may take")
+    cpu_cache_gib: PositiveInt = Field(1, description="memory of the key-value cache on a CPU, GiB")
+    max_num_seqs: PositiveInt = Field(128, description="sequences decoded together")
+    python: Path | None = Field(None, description="interpreter of another environment that holds vLLM")
+
+
+class TorchSettings(BaseModel):
+    """Hardware of one torch actor of the feature stage."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    num_actors: PositiveInt = Field(1, description="torch actors that share the responses")
+    num_cpus: PositiveFloat = Field(0.5, description="logical CPUs that Ray reserves for one actor; never all of them")
+    num_gpus: float = Field(0, ge=0, description="GPUs of one actor")
+
+
+class TrainSettings(BaseModel):
+    """Hardware of Ray Train."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    num_workers: int = Field(0, ge=0, description="Ray Train workers; 0 trains in the process of the round")
+    use_gpu: bool = Field(False, description="whether a worker has a GPU")
+
+
+class Settings(BaseSettings):
+    """All settings; `PAIRWRIGHT_HOME=/data` or `PAIRWRIGHT_ENGINE__NUM_GPUS=1` in the environment change them."""
+
+    model_config = SettingsConfigDict(env_prefix="PAIRWRIGHT_", env_nested_delimiter="__", frozen=True, extra="forbid")
+
+    home: Path = Field(Path(".pairwright"), description="folder of the store and of the embedded databases")
+    cache: Path = Field(Path.home() / ".cache" / "pairwright", description="folder of converted models")
+    tracking_uri: str | None = Field(None, description="MLflow; without it SQLite under home")
+    prefect_api_url: str | None = Field(
+        None, description="Prefect; without it an ephemeral server on SQLite under home"
+    )
+    ray_address: str | None = Field(None, description="Ray cluster; without it a local one for the run")
+    connect_timeout: PositiveFloat = Field(5.0, description="seconds to wait for one answer of a server")
+    selection_num_cpus: PositiveFloat = Field(1.0, description="logical CPUs of the selection task")
+    engine: EngineSettings = EngineSettings()
+    torch: TorchSettings = TorchSettings()
+    train: TrainSettings = TrainSettings()
+
+    @property
+    def root(self) -> Path:
+        """`home` as an absolute path."""
+        return self.home.expanduser().resolve()
+
+    @property
+    def store(self) -> Path:
+        """Folder of stages, lineages and the label ledger."""
+        return self.root / "store"
+
+    @property
+    def tracking(self) -> str:
+        """MLflow address in force: this setting, MLflow's own variable, or the embedded SQLite file."""
+        return self.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{self.root / 'mlflow.db'}"
+
+    @property
+    def artifact_root(self) -> str | None:
+        """Folder of MLflow's artifacts where no server decides it."""
+        return (self.root / "artifacts").as_uri() if self.tracking.startswith("sqlite:") else None
+
+    @property
+    def prefect(self) -> str | None:
+        """Prefect address in force, or None for the ephemeral server."""
+        return self.prefect_api_url or os.environ.get("PREFECT_API_URL")
+
+    def export(self) -> None:
+        """Put what the libraries read from the environment there: addresses, folders, no telemetry.
+
+        Has to run before Prefect is imported. Values that the user set stay.
+        """
+        os.environ["PAIRWRIGHT_HOME"] = str(self.root)
+        defaults = {**_QUIET, "PREFECT_HOME": str(self.root / "prefect")}
+        if self.prefect is not None:
+            defaults["PREFECT_API_URL"] = self.prefect
+        for name, value in defaults.items():
+            os.environ.setdefault(name, value)

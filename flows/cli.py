@@ -1,0 +1,149 @@
+"""The command `pairwright`."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from cluster.errors import InputError
+from cluster.settings import Settings
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+console = Console()
+
+ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file of a lineage, see configs/")]
+ConfigFiles = Annotated[list[Path], typer.Argument(metavar="CONFIG...", help="YAML files of lineages")]
+
+
+@app.command()
+def run(
+    config: ConfigFile,
+    rounds: Annotated[
+        int | None, typer.Option(min=1, help="rounds of the lineage in all, in place of the config's")
+    ] = None,
+) -> None:
+    """Run the rounds that a lineage still lacks, and print how they went."""
+    settings = _settings()
+    from flows.config import load_config
+    from flows.opening import check_round
+
+    lineage = load_config(config)
+    if rounds is not None:
+        lineage = lineage.model_copy(update={"rounds": rounds})
+    check_round(lineage.round, settings)
+    from flows.lineage import tune
+
+    ran = tune(lineage)
+    _show(settings, lineage.lineage)
+    kept = lineage.rounds - ran
+    console.print(f"{ran} rounds run; {kept} were finished before, and every stage of theirs was reused")
+
+
+@app.command(name="round")
+def one_round(
+    config: ConfigFile,
+    number: Annotated[
+        int, typer.Option("--round", min=0, help="number of the round; the rounds before it must be finished")
+    ],
+) -> None:
+    """Run one round of a lineage; its finished stages are reused."""
+    settings = _settings()
+    from flows.config import load_config
+    from flows.opening import check_round
+
+    lineage = load_config(config)
+    check_round(lineage.round, settings)
+    from flows.round import preference_round
+
+    preference_round(lineage.round, lineage.lineage, number)
+    _show(settings, lineage.lineage)
+
+
+@app.command()
+def deploy(configs: ConfigFiles) -> None:
+    """Create or renew one Prefect deployment per config, with its schedule."""
+    _settings()
+    from flows.config import load_config
+
+    lineages = [load_config(config) for config in configs]
+    from flows.deploy import deploy as create
+
+    for lineage, identifier in zip(lineages, create(lineages), strict=True):
+        console.print(f"deployment tune/{lineage.lineage} ({identifier})")
+    console.print("`pairwright serve` with the same configs, on the machine that shall run them, starts what is due")
+
+
+@app.command()
+def serve(configs: ConfigFiles) -> None:
+    """Serve the deployments of these configs: run what their schedules, the Prefect UI or a retry start."""
+    _settings()
+    from flows.config import load_config
+
+    lineages = [load_config(config) for config in configs]
+    from prefect import serve as serve_deployments
+
+    from flows.deploy import deployment
+
+    serve_deployments(*(deployment(lineage) for lineage in lineages))
+
+
+@app.command()
+def status(
+    lineage: Annotated[str | None, typer.Argument(help="name of one lineage; without it, all of them")] = None,
+) -> None:
+    """Show rounds, stages, labels spent, win rates, and where the artefacts are."""
+    settings = _settings()
+    from cluster.storage import Store
+    from flows.report import lineages_of
+
+    names = lineages_of(Store(settings.store))
+    if lineage is not None and lineage not in names:
+        raise InputError(f"no lineage {lineage!r} in {settings.store}: found {', '.join(names) or 'none'}")
+    if not names:
+        console.print(f"no lineage in {settings.store} yet")
+    for name in names if lineage is None else [lineage]:
+        _show(settings, name)
+
+
+@app.command()
+def ui(
+    prefect_port: Annotated[int, typer.Option(help="port of the Prefect server")] = 4200,
+    mlflow_port: Annotated[int, typer.Option(help="port of MLflow")] = 5000,
+) -> None:
+    """Start the Prefect server and MLflow on loopback against the embedded stores, and print both addresses."""
+    settings = _settings()
+    from flows.desk import serve_uis
+
+    serve_uis(settings, prefect_port=prefect_port, mlflow_port=mlflow_port, console=console)
+
+
+def main() -> None:
+    """Run the command; input that can't work ends it with code 2."""
+    try:
+        app()
+    except InputError as error:
+        Console(stderr=True).print(f"[bold red]error:[/] {error}", highlight=False, soft_wrap=True)
+        sys.exit(2)
+
+
+def _settings() -> Settings:
+    settings = Settings()
+    settings.export()
+    return settings
+
+
+def _show(settings: Settings, lineage: str) -> None:
+    from cluster.storage import Store
+    from flows.report import rounds_of, rounds_table, speed_lines, spent, stages_table
+
+    store = Store(settings.store)
+    rounds = rounds_of(store, lineage)
+    for report in rounds:
+        console.print(stages_table(report))
+    console.print(rounds_table(lineage, rounds))
+    for line in (line for report in rounds for line in speed_lines(report)):
+        console.print(line, highlight=False)
+    console.print(f"{spent(store, lineage)}; store {settings.store}; MLflow {settings.tracking}", soft_wrap=True)
+    console.print("UIs of Prefect and MLflow: pairwright ui", highlight=False)

@@ -1,0 +1,115 @@
+"""What a round does, and the lineage it belongs to: the YAML files of configs/ in types."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
+
+from cluster.errors import InputError
+from cluster.models import AnyCheckpoint
+from tasks.evaluation import EvaluationConfig
+from tasks.features import FeaturesConfig
+from tasks.generation import GenerationConfig
+from tasks.labelling import LabellingConfig
+from tasks.promotion import PromotionConfig
+from tasks.prompts import PromptsConfig
+from tasks.selection import SelectionConfig
+from tasks.training import TrainingConfig
+
+
+class RoundConfig(BaseModel):
+    """What one round does, stage by stage."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: AnyCheckpoint = Field(description="checkpoint of the base policy")
+    seed: int = Field(0, ge=0, description="decides prompts, responses and training; labels have a seed of their own")
+    prompts: PromptsConfig
+    generation: GenerationConfig = GenerationConfig()
+    features: FeaturesConfig = FeaturesConfig()
+    selection: SelectionConfig
+    labelling: LabellingConfig = LabellingConfig()
+    training: TrainingConfig = TrainingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    promotion: PromotionConfig = PromotionConfig()
+
+    @model_validator(mode="after")
+    def _stages_fit(self) -> "RoundConfig":
+        responses = self.generation.num_responses
+        pairs = self.prompts.num_prompts * responses * (responses - 1) // 2
+        if self.selection.budget > pairs:
+            raise ValueError(
+                f"budget {self.selection.budget} exceeds the {pairs} pairs of the pool: "
+                "lower selection.budget or raise generation.num_responses"
+            )
+        if self.training.lora.r > self.generation.max_lora_rank:
+            raise ValueError(
+                f"training.lora.r {self.training.lora.r} exceeds generation.max_lora_rank "
+                f"{self.generation.max_lora_rank}, the largest the engine serves: raise that or lower the rank"
+            )
+        return self
+
+
+class Schedule(BaseModel):
+    """When the next rounds of a lineage start."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    cron: str = Field(description="five fields, for example '0 2 * * *'")
+    timezone: str = "UTC"
+    rounds_per_start: PositiveInt = Field(1, description="rounds that one start runs")
+
+
+class LineageConfig(BaseModel):
+    """A lineage: a config, a selector and a seed, over some rounds. One file of configs/ is one deployment."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    lineage: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", description="name in the store, Prefect and MLflow")
+    rounds: PositiveInt = Field(1, description="rounds of the lineage in all")
+    schedule: Schedule | None = None
+    round: RoundConfig
+
+
+def load_config(path: Path) -> LineageConfig:
+    """Read a lineage's config from YAML; relative paths in it are relative to the file.
+
+    Raises:
+        InputError: no such file, not YAML, or a value that doesn't fit; all faults are listed with their place.
+
+    """
+    if not path.is_file():
+        raise InputError(f"config {path} does not exist")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise InputError(f"config {path} is not YAML: {error}") from error
+    try:
+        return LineageConfig.model_validate(_anchored(values, path.resolve().parent))
+    except ValidationError as error:
+        raise InputError(f"config {path} does not fit:\n{_faults(error)}") from error
+
+
+def _anchored(value: Any, folder: Path) -> Any:
+    """The values with every string under a key `path` made absolute."""
+    if isinstance(value, list):
+        return [_anchored(item, folder) for item in value]
+    if not isinstance(value, dict):
+        return value
+    return {
+        key: str(folder / Path(item).expanduser())
+        if key == "path" and isinstance(item, str)
+        else _anchored(item, folder)
+        for key, item in value.items()
+    }
+
+
+def _faults(error: ValidationError) -> str:
+    lines = []
+    for fault in error.errors():
+        place = ".".join(str(part) for part in fault["loc"]) or "config"
+        found = "" if isinstance(fault["input"], dict | BaseModel) else f" (found {fault['input']!r})"
+        hint = ": no such key; check its spelling" if fault["type"] == "extra_forbidden" else f": {fault['msg']}"
+        lines.append(f"  {place}{hint}{found}")
+    return "\n".join(lines)

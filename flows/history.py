@@ -1,0 +1,131 @@
+"""What a lineage has done so far, read from its record in the store."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cluster.errors import InputError
+from cluster.models import Contrast, Policy
+from cluster.storage import MANIFEST, Store, write_json
+from flows.config import LineageConfig, RoundConfig
+from tasks.selection import Labelled
+from tasks.stages import round_record
+from tasks.tables import Table
+from tasks.training import Lessons, TrainingConfig, trained_policy
+
+STAGES = (
+    "prompts",
+    "held_out",
+    "pool",
+    "features",
+    "selection",
+    "preferences",
+    "training",
+    "answers",
+    "answers_base",
+    "answers_previous",
+    "answer_features",
+    "evaluation",
+    "promotion",
+)
+"""The stages of a round, in order, by the names they have in its record."""
+
+
+@dataclass(frozen=True)
+class History:
+    """The base policy, and what the rounds before this one left."""
+
+    base: Policy
+    policies: Sequence[Policy]
+    labelled: Sequence[Labelled]
+
+    @property
+    def policy(self) -> Policy:
+        """The policy that writes this round's pool."""
+        return self.policies[-1] if self.policies else self.base
+
+    def contrast(self, config: TrainingConfig) -> Contrast:
+        """The round's policy against the reference that the config names."""
+        return Contrast(policy=self.policy, reference=self._named(config.reference))
+
+    def lessons(self, config: TrainingConfig, preferences: Table) -> Lessons:
+        """What this round trains on: its own labels, or those of all rounds so far."""
+        earlier = [labelled.preferences for labelled in self.labelled] if config.data == "lineage" else []
+        return Lessons(self.base, self._named(config.start), self._named(config.reference), [*earlier, preferences])
+
+    def _named(self, name: str) -> Policy:
+        return {"base": self.base, "previous": self.policy}[name]
+
+
+def history(store: Store, lineage: str, round_number: int, base: Policy) -> History:
+    """Read the rounds before `round_number`.
+
+    Raises:
+        InputError: one of them is unfinished.
+
+    """
+    policies, labelled = [], []
+    for earlier in range(round_number):
+        tables = recorded(store, lineage, earlier)
+        if not is_finished(tables):
+            raise InputError(
+                f"round {round_number} of lineage {lineage!r} can't start: round {earlier} is unfinished "
+                f"(found {', '.join(tables) or 'nothing'}): run that one first"
+            )
+        policies.append(trained_policy(base, tables["training"]))
+        labelled.append(Labelled(preferences=tables["preferences"], features=tables["features"]))
+    return History(base, policies, labelled)
+
+
+def recorded(store: Store, lineage: str, round_number: int) -> dict[str, Table]:
+    """The round's stages that are noted as finished and still are, in order."""
+    folder = round_record(store, lineage, round_number)
+    files = {stage: folder / f"{stage}.json" for stage in STAGES}
+    tables = {stage: _table(file) for stage, file in files.items() if file.exists()}
+    return {stage: table for stage, table in tables.items() if (table.path / MANIFEST).exists()}
+
+
+def is_finished(tables: dict[str, Table]) -> bool:
+    """Whether a round has all of its stages."""
+    return len(tables) == len(STAGES)
+
+
+def first_unfinished(store: Store, config: LineageConfig) -> int:
+    """Number of the first round that lacks a stage; `config.rounds` if none does."""
+    for number in range(config.rounds):
+        if not is_finished(recorded(store, config.lineage, number)):
+            return number
+    return config.rounds
+
+
+def keep_config(store: Store, lineage: str, config: RoundConfig) -> None:
+    """Note the config with which a lineage runs; it never changes afterwards.
+
+    Raises:
+        InputError: the lineage has run with another config.
+
+    """
+    file = store.lineage(lineage) / "config.json"
+    wanted = config.model_dump(mode="json")
+    if not file.exists():
+        write_json(file, wanted)
+        return
+    changes = _changes(json.loads(file.read_text(encoding="utf-8")), wanted)
+    if changes:
+        raise InputError(
+            f"lineage {lineage!r} has run with another config: {'; '.join(changes)}. "
+            "Give the new config a lineage name of its own, or restore the old values"
+        )
+
+
+def _changes(old: object, new: object, place: str = "round") -> list[str]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = dict.fromkeys([*old, *new])
+        return [change for key in keys for change in _changes(old.get(key), new.get(key), f"{place}.{key}")]
+    return [] if old == new else [f"{place} was {old!r}, now {new!r}"]
+
+
+def _table(file: Path) -> Table:
+    entry = json.loads(file.read_text(encoding="utf-8"))
+    return Table(path=entry["path"], rows=entry["rows"], digest=entry["digest"])

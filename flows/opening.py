@@ -1,0 +1,82 @@
+"""Before and around a round: what is checked first, and what is opened and closed."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from cluster.engines import check_engine
+from cluster.models import base_policy
+from cluster.preflight import await_answer, git_state, reachable
+from cluster.session import ray_session
+from cluster.settings import Settings
+from cluster.storage import Store, digest_of
+from cluster.tracking import Status, Tracker
+from flows.config import RoundConfig
+from flows.history import History, history, keep_config
+from tasks.prompts import check_prompts
+from tasks.stages import RoundContext
+
+EXPERIMENT = "pairwright"
+
+
+def check_round(config: RoundConfig, settings: Settings) -> None:
+    """Look at all that a round needs, before anything expensive.
+
+    Raises:
+        InputError: prompts, model, engine, store, MLflow or Prefect can't serve it.
+
+    """
+    check_prompts(config.prompts)
+    check_engine(settings.engine)
+    Store(settings.store).check_writable()
+    reachable(settings.tracking, timeout=settings.connect_timeout)
+    if settings.prefect is not None:
+        await_answer("Prefect", settings.prefect, timeout=settings.connect_timeout)
+    config.model.resolve(settings.cache)
+
+
+@contextmanager
+def open_round(
+    config: RoundConfig, lineage: str, round_number: int, settings: Settings
+) -> Iterator[tuple[RoundContext, History]]:
+    """Hold the lineage, have Ray, and keep the round's MLflow run open for the block.
+
+    Raises:
+        InputError: the lineage is busy, has run with another config, or lacks an earlier round.
+
+    """
+    started = time.time()
+    store = Store(settings.store)
+    with store.hold_lineage(lineage):
+        keep_config(store, lineage, config)
+        past = history(store, lineage, round_number, base_policy(config.model, settings.cache))
+        tracker = Tracker(tracking_uri=settings.tracking, experiment=EXPERIMENT, artifact_root=settings.artifact_root)
+        run = _open_run(tracker, config, lineage, round_number)
+        here = RoundContext(lineage, round_number, config.seed, settings, tracker, run)
+        status: Status = "FAILED"
+        try:
+            with ray_session(settings):
+                yield here, past
+            status = "FINISHED"
+        finally:
+            tracker.log_metrics(run, {"round/wall_seconds": time.time() - started}, step=round_number)
+            tracker.close(run, status)
+
+
+def _open_run(tracker: Tracker, config: RoundConfig, lineage: str, round_number: int) -> str:
+    selector = config.selection.selector.kind
+    tags = {"pairwright.selector": selector, "pairwright.seed": str(config.seed), **git_state(Path.cwd())}
+    parent = tracker.open_lineage(lineage, tags)
+    run = tracker.open_round(parent, lineage, round_number=round_number, tags=tags)
+    values = config.model_dump(mode="json")
+    tracker.log_params(run, dict(_flat(values)) | {"config_digest": digest_of(values)})
+    return run
+
+
+def _flat(values: dict[str, object], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", str(value)

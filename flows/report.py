@@ -1,0 +1,127 @@
+"""What a lineage has to show: its rounds, their stages, the labels spent, and where everything lies."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rich.table import Table as RichTable
+
+from cluster.storage import Manifest, Store
+from flows.history import STAGES, recorded
+from tasks.labellers.ledger import Ledger
+from tasks.stages import manifest_of
+
+
+@dataclass(frozen=True)
+class RoundReport:
+    """One round as it stands; manifests of its finished stages by their names in the round."""
+
+    number: int
+    manifests: dict[str, Manifest]
+
+    @property
+    def finished(self) -> bool:
+        """Whether all stages are there."""
+        return len(self.manifests) == len(STAGES)
+
+    def measure(self, stage: str, name: str) -> float | None:
+        """A number that a stage measured."""
+        manifest = self.manifests.get(stage)
+        value = manifest.measures.get(name) if manifest else None
+        return None if value is None else float(value)
+
+    @property
+    def stage_seconds(self) -> float:
+        """Wall time of the stages, each counted where it first ran."""
+        return sum(manifest.seconds for manifest in self.manifests.values())
+
+    @property
+    def model_seconds(self) -> float:
+        """Part of it in which a model generated, scored or learned."""
+        return sum(float(manifest.measures.get("model_seconds", 0.0)) for manifest in self.manifests.values())
+
+
+def rounds_of(store: Store, lineage: str) -> list[RoundReport]:
+    """The rounds of a lineage that have begun, in order."""
+    folders = sorted(store.lineage(lineage).glob("round-*"))
+    numbers = [int(folder.name.removeprefix("round-")) for folder in folders]
+    tables = {number: recorded(store, lineage, number) for number in numbers}
+    return [
+        RoundReport(number, {stage: manifest_of(table) for stage, table in found.items()})
+        for number, found in tables.items()
+    ]
+
+
+def lineages_of(store: Store) -> list[str]:
+    """Names of all lineages in the store."""
+    return sorted(file.parent.name for file in (store.root / "lineages").glob("*/config.json"))
+
+
+def rounds_table(lineage: str, rounds: Sequence[RoundReport]) -> RichTable:
+    """Win rates, reward, KL and labels of every round."""
+    table = RichTable(title=f"lineage {lineage}")
+    for heading in (
+        "round",
+        "win rate v. base",
+        "win rate v. previous",
+        "reward",
+        "KL (nats)",
+        "labels",
+        "champion",
+        "state",
+    ):
+        table.add_column(heading, justify="right")
+    for report in rounds:
+        labels = report.manifests["preferences"].rows if "preferences" in report.manifests else 0
+        champion = report.measure("promotion", "promoted")
+        missing = [stage for stage in STAGES if stage not in report.manifests]
+        table.add_row(
+            str(report.number),
+            *(_with_error(report, name) for name in ("win_base", "win_previous", "reward", "kl")),
+            str(labels),
+            "" if champion is None else "yes" if champion else "no",
+            f"lacks {missing[0]}" if missing else "finished",
+        )
+    return table
+
+
+def stages_table(report: RoundReport) -> RichTable:
+    """Rows, seconds and model seconds of every stage of a round, and the folder of each."""
+    table = RichTable(title=f"round {report.number}")
+    for heading in ("stage", "rows", "seconds", "of that in models", "folder"):
+        table.add_column(heading, justify="left" if heading in {"stage", "folder"} else "right")
+    for stage, manifest in report.manifests.items():
+        inside = report.measure(stage, "model_seconds")
+        folder = f"stages/{manifest.stage}/{manifest.digest[:12]}..."
+        table.add_row(
+            stage, str(manifest.rows), f"{manifest.seconds:.1f}", "" if inside is None else f"{inside:.1f}", folder
+        )
+    return table
+
+
+def speed_lines(report: RoundReport) -> list[str]:
+    """Tokens per second of generation, beside the engine's own; and the share of time that no model used."""
+    pool = report.manifests.get("pool")
+    lines = []
+    if pool and pool.measures["model_seconds"]:
+        tokens, engine = float(pool.measures["tokens"]), float(pool.measures["model_seconds"])
+        lines.append(
+            f"round {report.number}: generation {tokens / pool.seconds:.0f} tokens/s with the engine's start, "
+            f"{tokens / engine:.0f} tokens/s in the engine"
+        )
+    if report.stage_seconds:
+        outside = 1 - report.model_seconds / report.stage_seconds
+        lines.append(
+            f"round {report.number}: {report.stage_seconds:.0f} s of stages, {outside:.0%} outside model compute"
+        )
+    return lines
+
+
+def spent(store: Store, lineage: str) -> str:
+    """Labels that the lineage bought; labels that another one had bought before are free."""
+    spend = Ledger(path=store.ledger).spend(lineage)
+    return f"{spend.num_labels} labels bought for {spend.cost:g}"
+
+
+def _with_error(report: RoundReport, name: str) -> str:
+    value, error = report.measure("evaluation", name), report.measure("evaluation", f"{name}_se")
+    return "" if value is None else f"{value:.3f} ± {error:.3f}"

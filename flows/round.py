@@ -1,0 +1,48 @@
+"""One preference round: its stages, in the order in which they happen."""
+
+from prefect import flow
+
+from cluster.models import Contrast
+from cluster.settings import Settings
+from flows.config import RoundConfig
+from flows.opening import check_round, open_round
+from tasks.evaluation import evaluate_policy
+from tasks.features import compute_features
+from tasks.generation import generate_responses
+from tasks.labelling import label_pairs
+from tasks.promotion import promote_policy
+from tasks.prompts import draw_prompts, hold_out_prompts
+from tasks.selection import select_pairs
+from tasks.training import train_policy, trained_policy
+
+
+@flow(name="preference-round", flow_run_name="{lineage}-r{round_number:03d}")
+def preference_round(config: RoundConfig, lineage: str, round_number: int) -> None:
+    """Write a pool, choose pairs, have them labelled, train, evaluate, promote.
+
+    Stages that are finished in the store are reused, so running a round again repeats only what was lost.
+    """
+    settings = Settings()
+    check_round(config, settings)
+    with open_round(config, lineage, round_number, settings) as (here, past):
+        contrast = past.contrast(config.training)
+        prompts = draw_prompts(config.prompts, here)
+        held_out = hold_out_prompts(config.prompts, here)
+        pool = generate_responses(prompts, past.policy, config.generation, here)
+        features = compute_features(pool, contrast, config.features, here)
+        pairs = select_pairs(features, past.labelled, config.selection, config.training.beta, here)
+        preferences = label_pairs(pairs, pool, config.labelling, here)
+        lessons = past.lessons(config.training, preferences)
+        trained = train_policy(lessons, config.training, here)
+        policy = trained_policy(past.base, trained)
+
+        asked = config.generation.model_copy(update={"num_responses": config.evaluation.num_responses})
+        answers = {
+            "policy": generate_responses(held_out, policy, asked, here, name="answers"),
+            "base": generate_responses(held_out, past.base, asked, here, name="answers_base"),
+            "previous": generate_responses(held_out, past.policy, asked, here, name="answers_previous"),
+        }
+        judged = Contrast(policy=policy, reference=contrast.reference)
+        answer_features = compute_features(answers["policy"], judged, config.features, here, name="answer_features")
+        scores = evaluate_policy(answers, answer_features, config.evaluation, here)
+        promote_policy(trained, scores, config.promotion, here)

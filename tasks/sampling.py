@@ -1,0 +1,129 @@
+"""Responses, shard by shard: Ray Data over vLLM actors.
+
+Rows of the dataset are shards of prompts; one shard is one call of an engine and one Parquet file, written atomically.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from cluster.actors import Residence, resident
+from cluster.engines import Adapter, EngineLimits, Sampled, Sampling, VllmEngine
+from cluster.models import Policy
+from cluster.settings import EngineSettings
+from cluster.storage import digest_of
+from tasks.tables import PROMPTS, RESPONSES, Table, part_path, read, write_part
+
+Report = Callable[[int, int], None]
+RELAY_CPUS = 0.1
+
+
+@dataclass(frozen=True)
+class SamplingJob:
+    """A policy, the prompts it answers, how, and the folder that gets a file for each shard."""
+
+    prompts: Table
+    policy: Policy
+    sampling: Sampling
+    shard_size: int
+    seed: int
+    target: Path
+
+    def missing(self) -> list[dict[str, int]]:
+        """The shards that have no file yet, each as the slice [start, stop) of the prompts."""
+        starts = range(0, self.prompts.rows, self.shard_size)
+        slices = [(start, min(start + self.shard_size, self.prompts.rows)) for start in starts]
+        return [
+            {"shard": shard, "start": start, "stop": stop}
+            for shard, (start, stop) in enumerate(slices)
+            if not part_path(self.target, shard).exists()
+        ]
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What a job took: tokens drawn, and the engines' seconds, summed over engines."""
+
+    tokens: int
+    engine_seconds: float
+
+
+def sample(job: SamplingJob, model: Path, limits: EngineLimits, settings: EngineSettings, report: Report) -> Drawn:
+    """Write the job's missing shards; nothing starts where nothing is missing.
+
+    `report` is called with (shards done, shards in all) as they finish.
+    """
+    missing = job.missing()
+    if not missing:
+        return Drawn(0, 0.0)
+    import ray
+
+    runtime = {"py_executable": str(settings.python)} if settings.python else {}
+    count = min(settings.num_engines, len(missing))
+    residence = Residence(count, settings.num_cpus, settings.num_gpus, runtime)
+    tokens, seconds = 0, 0.0
+    with resident(VllmEngine, (model, limits, settings), residence) as engines:
+        relayed = ray.data.from_items(missing, override_num_blocks=len(missing)).map_batches(
+            write_shards,
+            fn_args=(job, engines),
+            batch_size=1,
+            batch_format="pyarrow",
+            compute=ray.data.TaskPoolStrategy(size=count),
+            num_cpus=RELAY_CPUS,
+        )
+        for done, row in enumerate(relayed.iter_rows(), start=1):
+            tokens, seconds = tokens + row["tokens"], seconds + row["seconds"]
+            report(done, len(missing))
+    return Drawn(tokens, seconds)
+
+
+def write_shards(batch: pa.Table, job: SamplingJob, engines: Sequence[Any]) -> pa.Table:
+    """Have an engine answer each shard of the batch and write its file; gives a row of tokens and seconds a shard."""
+    return pa.Table.from_pylist(
+        [_write_shard(row, job, engines[row["shard"] % len(engines)]) for row in batch.to_pylist()]
+    )
+
+
+def _write_shard(row: dict[str, int], job: SamplingJob, engine: Any) -> dict[str, Any]:
+    import ray
+
+    prompts = read(job.prompts.path, PROMPTS).slice(row["start"], row["stop"] - row["start"]).to_pylist()
+    adapter = Adapter(job.policy.name, job.policy.adapter) if job.policy.adapter else None
+    seed = int(digest_of([job.seed, job.policy.digest, row["shard"]])[:8], 16) % 2**31
+    call = engine.sample.remote([prompt["messages"] for prompt in prompts], job.sampling, adapter=adapter, seed=seed)
+    drawn, seconds = ray.get(call)
+    shared = {
+        "sampling": json.dumps(asdict(job.sampling) | {"seed": seed}),
+        "policy": job.policy.name,
+        "engine": ray.get(engine.version.remote()),
+    }
+    rows = [
+        _response(prompt, index, response, job.policy.name) | {"fault": fault} | shared
+        for prompt, responses in zip(prompts, drawn, strict=True)
+        for index, (response, fault) in enumerate(zip(responses, faults(responses), strict=True))
+    ]
+    write_part(part_path(job.target, row["shard"]), rows, RESPONSES)
+    return {"tokens": sum(len(response["token_ids"]) for response in rows), "seconds": seconds}
+
+
+def faults(responses: Sequence[Sampled]) -> list[str | None]:
+    """Why each response can't form a pair: it is empty, or says what an earlier one of its prompt says."""
+    texts = [response.text.strip() for response in responses]
+    return ["empty" if not text else "duplicate" if text in texts[:i] else None for i, text in enumerate(texts)]
+
+
+def _response(prompt: dict[str, Any], index: int, response: Sampled, policy: str) -> dict[str, Any]:
+    return {
+        "response_id": digest_of([prompt["prompt_id"], policy, index, response.token_ids])[:32],
+        "prompt_id": prompt["prompt_id"],
+        "messages": prompt["messages"],
+        "index": index,
+        "text": response.text,
+        "token_ids": response.token_ids,
+        "logprob": response.logprob,
+        "finish_reason": response.finish_reason,
+    }

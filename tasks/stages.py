@@ -1,0 +1,109 @@
+"""How every stage runs: look in the store, else work, check the contract, seal with a manifest, tell MLflow."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from prefect.context import TaskRunContext
+from prefect.states import Completed
+
+from cluster.settings import Settings
+from cluster.storage import MANIFEST, Manifest, StageFolder, StageKey, Store, digest_of, write_json
+from cluster.tracking import Tracker
+from tasks.tables import Table, inspect, parts
+
+ADAPTER = "adapter"
+"""Name of the folder that holds a policy's adapter, in its stage and in MLflow."""
+
+Measures = Mapping[str, Any]
+Work = Callable[[Path], Measures]
+
+
+@dataclass(frozen=True)
+class RoundContext:
+    """The round that a stage works for: its place in the lineage, its seed, and where things are kept."""
+
+    lineage: str
+    round: int
+    seed: int
+    settings: Settings
+    tracker: Tracker
+    run: str
+
+    @property
+    def label(self) -> str:
+        """Lineage and round as they show in Prefect."""
+        return f"{self.lineage}-r{self.round:03d}"
+
+    @property
+    def store(self) -> Store:
+        """The store that every stage shares."""
+        return Store(self.settings.store)
+
+    def rng(self, *parts: str) -> np.random.Generator:
+        """A generator decided by the lineage's seed, the round and the given words."""
+        return np.random.default_rng(self.seed_of(*parts))
+
+    def seed_of(self, *parts: str) -> int:
+        """A 31-bit seed decided by the lineage's seed, the round and the given words."""
+        return int(digest_of([self.seed, self.round, *parts])[:8], 16) % 2**31
+
+
+@dataclass(frozen=True)
+class Publish:
+    """The name a stage has within its round, and whether MLflow gets its Parquet beside its digest and measures."""
+
+    name: str
+    parquet: bool = False
+
+
+def run_stage(key: StageKey, work: Work, here: RoundContext, *, publish: Publish) -> Table:
+    """Give the stage's table, from the store if it is finished there.
+
+    `work` fills the folder it is given and returns the stage's measures. Numbers among them become metrics.
+    Inside a Prefect task a stage that was found finished ends in a state named `Reused`.
+    """
+    folder = here.store.stage(key)
+    manifest, reused = _finished(folder, work)
+    _record(here, folder, manifest, publish, reused=reused)
+    table = Table(path=folder.path, rows=manifest.rows, digest=manifest.digest)
+    if reused and TaskRunContext.get() is not None:
+        return cast(Table, Completed(name="Reused", message="found finished in the store", data=table))
+    return table
+
+
+def _finished(folder: StageFolder, work: Work) -> tuple[Manifest, bool]:
+    if (manifest := folder.manifest) is not None:
+        return manifest, True
+    with folder.work() as started:
+        if (manifest := folder.manifest) is not None:
+            return manifest, True
+        measures = work(folder.path)
+        rows, schema = inspect(folder.path)
+        return folder.finish(started, rows=rows, schema_digest=schema, measures=measures), False
+
+
+def _record(here: RoundContext, folder: StageFolder, manifest: Manifest, publish: Publish, *, reused: bool) -> None:
+    """Note the stage in the lineage's record and in MLflow; doing it twice changes nothing."""
+    name, tracker = publish.name, here.tracker
+    entry = {"path": str(folder.path), "rows": manifest.rows, "digest": manifest.digest, "reused": reused}
+    write_json(round_record(here.store, here.lineage, here.round) / f"{name}.json", entry)
+    tracker.set_tags(here.run, {f"digest.{name}": manifest.digest})
+    numbers = {"seconds": manifest.seconds, "rows": manifest.rows, **manifest.measures}
+    metrics = {f"{name}/{key}": float(value) for key, value in numbers.items() if isinstance(value, int | float)}
+    tracker.log_metrics(here.run, metrics, step=here.round)
+    tracker.log_dataset(here.run, name, digest=manifest.digest, source=str(folder.path), context=name)
+    for part in parts(folder.path) if publish.parquet else []:
+        tracker.log_file(here.run, part, artifact_path=name)
+
+
+def round_record(store: Store, lineage: str, round_number: int) -> Path:
+    """Folder in which a lineage notes the stages of one round."""
+    return store.lineage(lineage) / f"round-{round_number:03d}"
+
+
+def manifest_of(table: Table) -> Manifest:
+    """The manifest of a finished stage."""
+    return Manifest.model_validate_json((table.path / MANIFEST).read_text(encoding="utf-8"))

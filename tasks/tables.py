@@ -1,0 +1,201 @@
+"""Contracts between stages: the Arrow schemas, and the only ways to write and read a stage's Parquet."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import BaseModel, ConfigDict
+
+from cluster.errors import InputError
+from cluster.storage import atomic_path, digest_of
+
+MESSAGES = pa.list_(pa.struct([pa.field("role", pa.string()), pa.field("content", pa.string(), nullable=False)]))
+
+
+def _required(name: str, kind: pa.DataType) -> pa.Field:
+    return pa.field(name, kind, nullable=False)
+
+
+PROMPTS = pa.schema([_required("prompt_id", pa.string()), _required("messages", MESSAGES)])
+"""One row a prompt; a message without a role is plain text that the policy continues."""
+
+RESPONSES = pa.schema(
+    [
+        _required("response_id", pa.string()),
+        _required("prompt_id", pa.string()),
+        _required("messages", MESSAGES),
+        _required("index", pa.int32()),
+        _required("text", pa.string()),
+        _required("token_ids", pa.list_(pa.int32())),
+        _required("logprob", pa.float64()),
+        _required("finish_reason", pa.string()),
+        pa.field("fault", pa.string()),
+        _required("sampling", pa.string()),
+        _required("policy", pa.string()),
+        _required("engine", pa.string()),
+    ]
+)
+"""One row a response. `logprob`: summed over its tokens under the sampler (after temperature and truncation), nats.
+`fault`: "empty" or "duplicate" (of an earlier response to the prompt) where it can't form a pair, else null."""
+
+PAIRS = pa.schema(
+    [
+        _required("pair_id", pa.string()),
+        _required("order", pa.int32()),
+        _required("prompt_id", pa.string()),
+        _required("response_a", pa.string()),
+        _required("response_b", pa.string()),
+        pa.field("weight", pa.float64()),
+        pa.field("inclusion_probability", pa.float64()),
+        pa.field("score", pa.float64()),
+    ]
+)
+"""One row a selected pair, in order of choice; nulls where the selector defines no such number."""
+
+PREFERENCES = pa.schema(
+    [
+        _required("pair_id", pa.string()),
+        _required("prompt_id", pa.string()),
+        _required("messages", MESSAGES),
+        _required("chosen", pa.string()),
+        _required("rejected", pa.string()),
+        _required("chosen_text", pa.string()),
+        _required("rejected_text", pa.string()),
+        _required("swapped", pa.bool_()),
+        pa.field("probability", pa.float64()),
+        _required("labeller", pa.string()),
+    ]
+)
+"""One row a label. `swapped`: the labeller saw response b first. `probability`: its own P(chosen over rejected)."""
+
+SCORES = pa.schema(
+    [
+        _required("prompt_id", pa.string()),
+        _required("reward", pa.float64()),
+        _required("reward_base", pa.float64()),
+        _required("reward_previous", pa.float64()),
+        _required("win_base", pa.float64()),
+        _required("win_previous", pa.float64()),
+        _required("kl", pa.float64()),
+        _required("num_tokens", pa.float64()),
+    ]
+)
+"""One row a held-out prompt, means over its responses. `win_*`: share of wins, ties count half. `kl`: nats."""
+
+
+def features_schema(dim: int) -> pa.Schema:
+    """FEATURES for vectors of `dim` numbers: one row a response; log-probabilities summed over its tokens, nats."""
+    return pa.schema(
+        [
+            _required("response_id", pa.string()),
+            _required("prompt_id", pa.string()),
+            _required("valid", pa.bool_()),
+            _required("num_tokens", pa.int32()),
+            _required("logp_policy", pa.float64()),
+            _required("logp_reference", pa.float64()),
+            _required("feature", pa.list_(pa.float32(), dim)),
+            pa.field("proxy_score", pa.float64()),
+        ]
+    )
+
+
+class Table(BaseModel):
+    """A finished stage's Parquet: what passes between tasks in place of data."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    path: Path
+    rows: int
+    digest: str
+
+
+def schema_digest(schema: pa.Schema) -> str:
+    """SHA-256 of the columns, their types and nullability."""
+    return digest_of([[field.name, str(field.type), field.nullable] for field in schema])
+
+
+def check(table: pa.Table, schema: pa.Schema, where: str) -> pa.Table:
+    """The table itself, if it keeps the contract.
+
+    Raises:
+        InputError: with every missing, mistyped and superfluous column and every null that may not be.
+
+    """
+    faults = [f"column {name!r} is missing" for name in schema.names if name not in table.column_names]
+    faults += [f"column {name!r} is not in the schema" for name in table.column_names if name not in schema.names]
+    for field in schema:
+        if field.name in table.column_names:
+            column = table.column(field.name)
+            if column.type != field.type:
+                faults.append(f"column {field.name!r} is {column.type}, expected {field.type}")
+            elif not field.nullable and column.null_count:
+                faults.append(f"column {field.name!r} has {column.null_count} nulls, expected none")
+    if faults:
+        raise InputError(
+            f"{where} does not keep its contract: {'; '.join(faults)}. "
+            "Was it written by another version? Remove it and let its stage run again"
+        )
+    return table
+
+
+def write_part(path: Path, rows: Sequence[dict[str, object]], schema: pa.Schema) -> None:
+    """Write rows as one Parquet file, atomically.
+
+    Raises:
+        InputError: the rows don't keep the schema.
+
+    """
+    write_arrow(path, pa.Table.from_pylist(list(rows), schema=schema), schema)
+
+
+def write_arrow(path: Path, table: pa.Table, schema: pa.Schema) -> None:
+    """Write an Arrow table as one Parquet file, atomically.
+
+    Raises:
+        InputError: the table doesn't keep the schema.
+
+    """
+    check(table, schema, str(path))
+    with atomic_path(path) as temporary:
+        pq.write_table(table, temporary)
+
+
+def inspect(folder: Path) -> tuple[int, str | None]:
+    """Rows of a stage folder and the digest of its schema (None where it has no Parquet), without reading data."""
+    files = [pq.ParquetFile(path) for path in parts(folder)]
+    return sum(file.metadata.num_rows for file in files), schema_digest(files[0].schema_arrow) if files else None
+
+
+def parts(folder: Path) -> list[Path]:
+    """The Parquet files of a stage folder in order."""
+    return sorted(folder.glob("part-*.parquet"))
+
+
+def part_path(folder: Path, shard: int) -> Path:
+    """Where shard number `shard` of a stage lies."""
+    return folder / f"part-{shard:05d}.parquet"
+
+
+def read(folder: Path, schema: pa.Schema) -> pa.Table:
+    """All rows of a stage folder.
+
+    Raises:
+        InputError: a file doesn't keep the schema.
+
+    """
+    tables = [check(pq.read_table(path), schema, str(path)) for path in parts(folder)]
+    return pa.concat_tables(tables) if tables else schema.empty_table()
+
+
+def read_features(folder: Path) -> pa.Table:
+    """All rows of a feature stage, whatever the dimension of its vectors.
+
+    Raises:
+        InputError: a file doesn't keep the schema.
+
+    """
+    kind = pq.read_schema(parts(folder)[0]).field("feature").type
+    if not pa.types.is_fixed_size_list(kind):
+        raise InputError(f"{folder}: column 'feature' is {kind}, expected fixed_size_list<float>[dim]")
+    return read(folder, features_schema(kind.list_size))

@@ -1,0 +1,40 @@
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from tasks.design.pool import Pool
+
+
+@pytest.fixture(scope="session")
+def make_pool() -> Callable[..., Pool]:
+    """Gaussian features with spectrum (1, 2, ..., dim)^-decay, Gaussian rewards, about one response in three masked."""
+
+    def build(shape: tuple[int, int, int] = (6, 4, 3), *, seed=0, decay=0.0, margin=1.0, masked=False) -> Pool:
+        rng = np.random.default_rng(seed)
+        num_prompts, num_responses, dim = shape
+        features = rng.standard_normal(shape) * np.arange(1, dim + 1) ** -decay
+        valid = rng.random((num_prompts, num_responses)) < (0.65 if masked else 2.0)
+        rewards = margin * rng.standard_normal((num_prompts, num_responses))
+        return Pool(features=features * valid[:, :, None], valid=valid, rewards=rewards, beta=0.7)
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def pair_vectors() -> Callable[[Pool], np.ndarray]:
+    """Every a_e of a pool, one after the other, zeros where a pair is not valid: the slow truth."""
+
+    def build(pool: Pool) -> np.ndarray:
+        rows = []
+        for prompt in range(pool.num_prompts):
+            for a in range(pool.valid.shape[1]):
+                for b in range(a + 1, pool.valid.shape[1]):
+                    margin = float(pool.rewards[prompt, a] - pool.rewards[prompt, b])
+                    curvature = 1 / ((1 + np.exp(-margin)) * (1 + np.exp(margin)))
+                    both = pool.valid[prompt, a] and pool.valid[prompt, b]
+                    difference = pool.features[prompt, a] - pool.features[prompt, b]
+                    rows.append(both * pool.beta * np.sqrt(curvature) * difference)
+        return np.array(rows)
+
+    return build
