@@ -34,4 +34,29 @@ def promote_policy(trained: Table, scores: Table, config: PromotionConfig, here:
     def work(folder: Path) -> dict[str, Any]:
         decision = decide(manifest_of(scores), config)
         write_json(folder / DECISION, decision)
-        return {"promoted": promoted, "lower_bound": bound, "reason": reason}
+        return {"promoted": float(decision["promoted"]), "lower_bound": decision["lower_bound"]}
+
+    key = StageKey("promotion", config.model_dump(), [trained.digest, scores.digest])
+    table = run_stage(key, work, here, publish=Publish("promotion"))
+    decision = json.loads((here.store.stage(key).path / DECISION).read_text(encoding="utf-8"))
+    name = f"pairwright-{here.lineage}"
+    tags = {"pairwright.digest": trained.digest, "pairwright.promotion": decision["reason"]}
+    version = here.tracker.register_model(here.run, ADAPTER, name=name, tags=tags)
+    here.tracker.log_text(here.run, decision["reason"] + "\n", artifact_file="promotion.txt")
+    if decision["promoted"]:
+        here.tracker.set_alias(name, CHAMPION, version=version)
+    return table
+
+
+def decide(evaluation: Manifest, config: PromotionConfig) -> dict[str, Any]:
+    """Whether the gate holds, the bound it looked at, and the reason in words."""
+    rate = float(evaluation.measures[f"win_{config.against}"])
+    error = float(evaluation.measures[f"win_{config.against}_se"])
+    bound = rate - float(norm.ppf(config.confidence)) * error
+    promoted = bool(bound > config.threshold)
+    verdict, relation = ("promoted", "above") if promoted else ("not promoted", "not above")
+    reason = (
+        f"{verdict}: win rate against {config.against} is {rate:.3f} +- {error:.3f}, "
+        f"its {config.confidence:.0%} lower bound {bound:.3f} is {relation} {config.threshold:.3f}"
+    )
+    return {"promoted": promoted, "lower_bound": bound, "reason": reason}
