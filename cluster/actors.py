@@ -9,6 +9,9 @@ from cluster.storage import digest_of
 
 MAX_RESTARTS = 2
 
+_kept: dict[str, list[Any]] = {}
+"""Handles of the actors that outlive a stage: Ray ends an actor with its last handle."""
+
 
 @dataclass(frozen=True)
 class Residence:
@@ -35,16 +38,9 @@ def resident(actor: type, arguments: Sequence[Any], residence: Residence) -> Ite
     import ray
 
     name = f"{actor.__name__}-{digest_of(repr((arguments, residence)))[:12]}"
-    options = {
-        "num_cpus": residence.num_cpus,
-        "num_gpus": residence.num_gpus,
-        "runtime_env": residence.runtime_env,
-        "max_restarts": MAX_RESTARTS,
-        "max_task_retries": MAX_RESTARTS,
-        "get_if_exists": True,
-    }
-    remote = ray.remote(actor)
-    handles = [remote.options(name=f"{name}-{i}", **options).remote(*arguments) for i in range(residence.count)]
+    handles = _kept.get(name) or _start(actor, arguments, residence)
+    if residence.keep:
+        _kept[name] = handles
     try:
         yield handles
     finally:
@@ -52,3 +48,21 @@ def resident(actor: type, arguments: Sequence[Any], residence: Residence) -> Ite
             ray.get([handle.close.remote() for handle in handles])
             for handle in handles:
                 ray.kill(handle)
+
+
+def release() -> None:
+    """Let go of all actors; has to happen before Ray is left."""
+    _kept.clear()
+
+
+def _start(actor: type, arguments: Sequence[Any], residence: Residence) -> list[Any]:
+    import ray
+
+    remote = ray.remote(
+        num_cpus=residence.num_cpus,
+        num_gpus=residence.num_gpus,
+        runtime_env=residence.runtime_env,
+        max_restarts=MAX_RESTARTS,
+        max_task_retries=MAX_RESTARTS,
+    )(actor)
+    return [remote.remote(*arguments) for _ in range(residence.count)]

@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from cluster.actors import release
 from cluster.settings import Settings
 
 OBJECT_STORE_BYTES = 256 * 2**20
@@ -22,6 +23,7 @@ def ray_session(settings: Settings) -> Iterator[None]:
     try:
         yield
     finally:
+        release()
         ray.shutdown()
 
 
@@ -36,3 +38,4 @@ def _start(settings: Settings) -> None:
         ray.init(num_cpus=num_cpus, include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES, **quiet)
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     ray.data.DataContext.get_current().enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)

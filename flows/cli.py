@@ -9,6 +9,7 @@ from rich.console import Console
 
 from cluster.errors import InputError
 from cluster.settings import Settings
+from cluster.storage import Store
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 console = Console()
@@ -95,7 +96,6 @@ def status(
 ) -> None:
     """Show rounds, stages, labels spent, win rates, and where the artefacts are."""
     settings = _settings()
-    from cluster.storage import Store
     from flows.report import lineages_of
 
     names = lineages_of(Store(settings.store))
@@ -130,12 +130,12 @@ def main() -> None:
 
 def _settings() -> Settings:
     settings = Settings()
+    Store(settings.store).check_writable()
     settings.export()
     return settings
 
 
 def _show(settings: Settings, lineage: str) -> None:
-    from cluster.storage import Store
     from flows.report import rounds_of, rounds_table, speed_lines, spent, stages_table
 
     store = Store(settings.store)

@@ -63,8 +63,7 @@ def sample(job: SamplingJob, model: Path, limits: EngineLimits, settings: Engine
     import ray
 
     runtime = {"py_executable": str(settings.python)} if settings.python else {}
-    count = min(settings.num_engines, len(missing))
-    residence = Residence(count, settings.num_cpus, settings.num_gpus, runtime)
+    residence = Residence(settings.num_engines, settings.num_cpus, settings.num_gpus, runtime)
     tokens, seconds = 0, 0.0
     with resident(VllmEngine, (model, limits, settings), residence) as engines:
         relayed = ray.data.from_items(missing, override_num_blocks=len(missing)).map_batches(
@@ -72,7 +71,7 @@ def sample(job: SamplingJob, model: Path, limits: EngineLimits, settings: Engine
             fn_args=(job, engines),
             batch_size=1,
             batch_format="pyarrow",
-            compute=ray.data.TaskPoolStrategy(size=count),
+            compute=ray.data.TaskPoolStrategy(size=settings.num_engines),
             num_cpus=RELAY_CPUS,
         )
         for done, row in enumerate(relayed.iter_rows(), start=1):

@@ -39,14 +39,14 @@ def score(job: ScoringJob, model: Path, settings: TorchSettings, report: Report)
     import ray
 
     seconds = 0.0
-    residence = Residence(min(settings.num_actors, len(missing)), settings.num_cpus, settings.num_gpus)
+    residence = Residence(settings.num_actors, settings.num_cpus, settings.num_gpus)
     with resident(TorchScorer, (model, settings), residence) as scorers:
         relayed = ray.data.from_items(missing, override_num_blocks=len(missing)).map_batches(
             score_shards,
             fn_args=(job, scorers),
             batch_size=1,
             batch_format="pyarrow",
-            compute=ray.data.TaskPoolStrategy(size=residence.count),
+            compute=ray.data.TaskPoolStrategy(size=settings.num_actors),
             num_cpus=RELAY_CPUS,
         )
         for done, row in enumerate(relayed.iter_rows(), start=1):

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 from prefect.context import TaskRunContext
 from prefect.states import Completed
 
@@ -41,10 +40,6 @@ class RoundContext:
     def store(self) -> Store:
         """The store that every stage shares."""
         return Store(self.settings.store)
-
-    def rng(self, *parts: str) -> np.random.Generator:
-        """A generator decided by the lineage's seed, the round and the given words."""
-        return np.random.default_rng(self.seed_of(*parts))
 
     def seed_of(self, *parts: str) -> int:
         """A 31-bit seed decided by the lineage's seed, the round and the given words."""

@@ -1,0 +1,181 @@
+"""What tests share: a tiny model, its config, homes of their own, and a real Prefect server."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+QUIET = {
+    "DO_NOT_TRACK": "true",
+    "HF_HUB_OFFLINE": "1",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
+os.environ.update(QUIET)
+
+WORDS = "good bad happy sad love hate great awful nice poor fine dull warm cold bright grim".split()
+BIN = Path(sys.executable).parent
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Llama of about a million parameters, with a byte-level tokenizer and a chat template."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    bare = Tokenizer(models.BPE())
+    bare.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bare.decoder = decoders.ByteLevel()
+    special = ["<pad>", "<s>", "</s>", "<|user|>", "<|assistant|>"]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=512, special_tokens=special, initial_alphabet=alphabet, show_progress=False)
+    bare.train_from_iterator([" ".join(WORDS)] * 4, trainer)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=bare, pad_token="<pad>", bos_token="<s>", eos_token="</s>", padding_side="left"
+    )
+    tokenizer.chat_template = (
+        "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}</s>{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    )
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=128,
+            intermediate_size=256,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=512,
+            bos_token_id=1,
+            eos_token_id=2,
+            pad_token_id=0,
+        )
+    )
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def prompts_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Forty short chat prompts."""
+    path = tmp_path_factory.mktemp("prompts") / "prompts.jsonl"
+    contents = [f"{first} or {second}" for first in WORDS[:8] for second in WORDS[8:13]]
+    lines = [json.dumps({"prompt": [{"role": "user", "content": content}]}) for content in contents]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def tiny_config(tiny_model: Path, prompts_file: Path) -> dict[str, Any]:
+    """A lineage on the tiny model that touches everything and takes little time."""
+    return tiny_values(tiny_model, prompts_file)
+
+
+def tiny_values(model: Path, prompts: Path) -> dict[str, Any]:
+    return {
+        "lineage": "tiny",
+        "rounds": 2,
+        "round": {
+            "model": {"kind": "folder", "path": str(model)},
+            "prompts": {"path": str(prompts), "num_prompts": 12, "num_held_out": 4},
+            "generation": {
+                "num_responses": 3,
+                "max_tokens": 16,
+                "max_model_len": 96,
+                "shard_size": 3,
+                "max_lora_rank": 8,
+            },
+            "selection": {"budget": 16, "selector": {"kind": "trace_design", "max_pairs_per_prompt": 2}},
+            "labelling": {"labeller": {"kind": "simulated", "reward": {"kind": "length", "per": "character"}}},
+            "training": {
+                "save_steps": 1,
+                "optimizer": {"learning_rate": 0.01, "num_epochs": 2, "batch_size": 4, "micro_batch_size": 2},
+            },
+            "evaluation": {"reward": {"kind": "length", "per": "character"}},
+        },
+    }
+
+
+@pytest.fixture
+def write_config(tmp_path: Path) -> Callable[[dict[str, Any]], Path]:
+    """Write a lineage's values as a YAML file."""
+
+    def write(values: dict[str, Any], name: str = "lineage.yaml") -> Path:
+        path = tmp_path / name
+        path.write_text(yaml.safe_dump(values), encoding="utf-8")
+        return path
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def tracking_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty MLflow database, whose migrations take seconds, to be copied."""
+    from cluster.tracking import Tracker
+
+    path = tmp_path_factory.mktemp("tracking") / "mlflow.db"
+    Tracker(tracking_uri=f"sqlite:///{path}", experiment="template").client.search_experiments()
+    return path
+
+
+@pytest.fixture(scope="session")
+def make_home(tmp_path_factory: pytest.TempPathFactory, tracking_template: Path) -> Callable[[], Path]:
+    """Make a home folder with an empty MLflow database."""
+
+    def make() -> Path:
+        home = tmp_path_factory.mktemp("home")
+        shutil.copy(tracking_template, home / "mlflow.db")
+        return home
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The API address of a real Prefect server on loopback."""
+    port = free_port()
+    url = f"http://127.0.0.1:{port}/api"
+    folder = tmp_path_factory.mktemp("prefect")
+    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    environment = {**os.environ, "PREFECT_HOME": str(folder), "PREFECT_API_URL": url}
+    with (folder / "log").open("wb") as log:
+        server = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+        try:
+            await_answer(f"{url}/health", seconds=90)
+            yield url
+        finally:
+            server.terminate()
+            server.wait(timeout=30)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def await_answer(url: str, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            with urllib.request.urlopen(url, timeout=2):
+                return
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.2)
