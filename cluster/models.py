@@ -92,7 +92,10 @@ class PackagedCheckpoint(BaseModel):
         return checked_folder(target)
 
     def _source(self) -> Path:
-        spec = find_spec(self.package)
+        try:
+            spec = find_spec(self.package)
+        except ModuleNotFoundError:  # the parent of a dotted name
+            spec = None
         folders = list(spec.submodule_search_locations or []) if spec else []
         if not folders:
             raise InputError(

@@ -86,7 +86,7 @@ class Settings(BaseSettings):
     @property
     def artifact_root(self) -> str | None:
         """Folder of MLflow's artifacts where no server decides it."""
-        return (self.root / "artifacts").as_uri() if self.tracking.startswith("sqlite:") else None
+        return str(self.root / "artifacts") if self.tracking.startswith("sqlite:") else None
 
     @property
     def prefect(self) -> str | None:

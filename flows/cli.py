@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
 from cluster.errors import InputError
 from cluster.settings import Settings
@@ -124,7 +125,8 @@ def main() -> None:
     try:
         app()
     except InputError as error:
-        Console(stderr=True).print(f"[bold red]error:[/] {error}", highlight=False, soft_wrap=True)
+        message = Text.assemble(("error:", "bold red"), " ", str(error))  # a message may hold [brackets]
+        Console(stderr=True).print(message, soft_wrap=True)
         sys.exit(2)
 
 

@@ -119,7 +119,7 @@ def _arguments(plan: Plan, num_workers: int) -> DPOConfig:
         save_strategy="steps",
         save_total_limit=2,
         logging_steps=1,
-        disable_tqdm=True,
+        disable_tqdm=num_workers > 0,
         report_to="none",
         **plan.arguments,
     )

@@ -6,13 +6,11 @@ from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from prefect import task
-from prefect.cache_policies import NO_CACHE
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 
 from cluster.storage import StageKey, digest_of
 from tasks.labellers.rewards import AnyReward, Sentiment
-from tasks.stages import Publish, RoundContext, run_stage
+from tasks.stages import Publish, RoundContext, run_stage, stage_task
 from tasks.tables import RESPONSES, SCORES, Table, part_path, read, read_features, write_part
 
 Values = NDArray[np.float64]
@@ -27,7 +25,7 @@ class EvaluationConfig(BaseModel):
     num_responses: Annotated[PositiveInt, Field(ge=2)] = Field(2, description="responses of each policy to a prompt")
 
 
-@task(task_run_name="{here.label} evaluate policy", cache_policy=NO_CACHE)
+@stage_task("evaluate policy")
 def evaluate_policy(
     answers: Mapping[str, Table], features: Table, config: EvaluationConfig, here: RoundContext
 ) -> Table:

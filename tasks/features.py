@@ -3,8 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-from prefect import task
-from prefect.cache_policies import NO_CACHE
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 
 from cluster.models import Contrast
@@ -12,7 +10,7 @@ from cluster.scorers import Pooling, Scoring
 from cluster.storage import StageKey
 from tasks.progress import progress
 from tasks.scoring import ScoringJob, score
-from tasks.stages import Publish, RoundContext, run_stage
+from tasks.stages import Publish, RoundContext, run_stage, stage_task
 from tasks.tables import Table
 
 
@@ -25,7 +23,7 @@ class FeaturesConfig(BaseModel):
     batch_size: PositiveInt = Field(16, description="responses scored together")
 
 
-@task(task_run_name="{here.label} {name}", cache_policy=NO_CACHE)
+@stage_task("{name}")
 def compute_features(
     responses: Table, contrast: Contrast, config: FeaturesConfig, here: RoundContext, *, name: str = "features"
 ) -> Table:

@@ -4,8 +4,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from prefect import task
-from prefect.cache_policies import NO_CACHE
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
 
 from cluster.engines import EngineLimits, Sampling
@@ -13,7 +11,7 @@ from cluster.models import Policy, merged_checkpoint
 from cluster.storage import StageKey
 from tasks.progress import progress
 from tasks.sampling import Drawn, SamplingJob, sample
-from tasks.stages import Publish, RoundContext, run_stage
+from tasks.stages import Publish, RoundContext, run_stage, stage_task
 from tasks.tables import RESPONSES, Table, read
 
 
@@ -32,7 +30,7 @@ class GenerationConfig(BaseModel):
     max_lora_rank: PositiveInt = Field(16, description="largest rank of an adapter that the engine makes room for")
 
 
-@task(task_run_name="{here.label} {name}", cache_policy=NO_CACHE, retries=2, retry_delay_seconds=[10, 60])
+@stage_task("{name}", retry_delays=[10, 60])
 def generate_responses(
     prompts: Table, policy: Policy, config: GenerationConfig, here: RoundContext, *, name: str = "pool"
 ) -> Table:

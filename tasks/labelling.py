@@ -3,8 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-from prefect import task
-from prefect.cache_policies import NO_CACHE
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 
 from cluster.rendering import plain_text
@@ -13,7 +11,7 @@ from tasks.labellers import AnyLabeller
 from tasks.labellers.ledger import Label, Ledger, question_key
 from tasks.labellers.protocol import Question
 from tasks.labellers.simulated import SimulatedLabeller
-from tasks.stages import Publish, RoundContext, run_stage
+from tasks.stages import Publish, RoundContext, run_stage, stage_task
 from tasks.tables import PAIRS, PREFERENCES, RESPONSES, Table, part_path, read, write_part
 
 NUM_EXAMPLES = 10
@@ -28,7 +26,7 @@ class LabellingConfig(BaseModel):
     batch_size: PositiveInt = Field(16, description="labels committed together: what a killed run may ask for again")
 
 
-@task(task_run_name="{here.label} label pairs", cache_policy=NO_CACHE)
+@stage_task("label pairs")
 def label_pairs(pairs: Table, responses: Table, config: LabellingConfig, here: RoundContext) -> Table:
     """Have every pair labelled, asking only for labels that the ledger doesn't hold."""
 

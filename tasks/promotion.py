@@ -4,13 +4,11 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-from prefect import task
-from prefect.cache_policies import NO_CACHE
 from pydantic import BaseModel, ConfigDict, Field
 from scipy.stats import norm
 
 from cluster.storage import Manifest, StageKey, write_json
-from tasks.stages import ADAPTER, Publish, RoundContext, manifest_of, run_stage
+from tasks.stages import ADAPTER, Publish, RoundContext, manifest_of, run_stage, stage_task
 from tasks.tables import Table
 
 CHAMPION = "champion"
@@ -27,7 +25,7 @@ class PromotionConfig(BaseModel):
     confidence: float = Field(0.95, gt=0, lt=1, description="of the one-sided bound")
 
 
-@task(task_run_name="{here.label} promote policy", cache_policy=NO_CACHE)
+@stage_task("promote policy")
 def promote_policy(trained: Table, scores: Table, config: PromotionConfig, here: RoundContext) -> Table:
     """Register the adapter as a model version of the lineage, and make it champion if the gate holds."""
 

@@ -7,13 +7,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
-from prefect import task
-from prefect.cache_policies import NO_CACHE
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, TypeAdapter, ValidationError
 
 from cluster.errors import InputError
 from cluster.storage import StageKey, digest_of
-from tasks.stages import Publish, RoundContext, run_stage
+from tasks.stages import Publish, RoundContext, run_stage, stage_task
 from tasks.tables import PROMPTS, Table, part_path, write_part
 
 
@@ -128,7 +126,7 @@ def check_prompts(config: PromptsConfig) -> None:
             raise InputError(f"prompts.{name} is {needed}, but {config.path} leaves {found}: {remedy}, or add prompts")
 
 
-@task(task_run_name="{here.label} draw prompts", cache_policy=NO_CACHE)
+@stage_task("draw prompts")
 def draw_prompts(config: PromptsConfig, here: RoundContext) -> Table:
     """Write the prompts that get a pool in this round."""
     rows, _ = split(read_prompts(config.path), config.held_out_share)
@@ -136,7 +134,7 @@ def draw_prompts(config: PromptsConfig, here: RoundContext) -> Table:
     return _keep("prompts", chosen, here)
 
 
-@task(task_run_name="{here.label} hold out prompts", cache_policy=NO_CACHE)
+@stage_task("hold out prompts")
 def hold_out_prompts(config: PromptsConfig, here: RoundContext) -> Table:
     """Write the prompts on which every round of every lineage is evaluated."""
     _, rows = split(read_prompts(config.path), config.held_out_share)

@@ -8,8 +8,6 @@ from typing import Annotated, Any
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from prefect import task
-from prefect.cache_policies import NO_CACHE
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 
 from cluster.storage import StageKey, digest_of
@@ -17,7 +15,7 @@ from tasks.design.kernels import FloatArray
 from tasks.design.pool import Pool, Selection
 from tasks.design.preprocess import Projection, fit_projection, prior_information
 from tasks.design.selectors import AnySelector, TraceDesign
-from tasks.stages import Publish, RoundContext, run_stage
+from tasks.stages import Publish, RoundContext, run_stage, stage_task
 from tasks.tables import PAIRS, PREFERENCES, Table, part_path, read, read_features, write_part
 
 
@@ -51,7 +49,7 @@ class Question:
     seed: int
 
 
-@task(task_run_name="{here.label} select pairs", cache_policy=NO_CACHE)
+@stage_task("select pairs")
 def select_pairs(
     features: Table, earlier: Sequence[Labelled], config: SelectionConfig, beta: float, here: RoundContext
 ) -> Table:

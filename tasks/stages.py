@@ -1,10 +1,13 @@
 """How every stage runs: look in the store, else work, check the contract, seal with a manifest, tell MLflow."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ParamSpec, TypeVar, cast
 
+from prefect import Task
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State
 from prefect.context import TaskRunContext
 from prefect.states import Completed
 
@@ -16,8 +19,38 @@ from tasks.tables import Table, inspect, parts
 ADAPTER = "adapter"
 """Name of the folder that holds a policy's adapter, in its stage and in MLflow."""
 
+P = ParamSpec("P")
+R = TypeVar("R")
 Measures = Mapping[str, Any]
 Work = Callable[[Path], Measures]
+
+
+class StageTask(Task[P, R]):
+    """A Prefect task that gives its caller the result where the run ended in a state of the task's own making."""
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:  # type: ignore[override]
+        """Run the task."""
+        result = super().__call__(*args, **kwargs)
+        return cast(R, result.result()) if isinstance(result, State) else result
+
+
+def stage_task(title: str, *, retry_delays: Sequence[float] = ()) -> Callable[[Callable[P, R]], StageTask[P, R]]:
+    """Make a function with a parameter `here` a task, named in Prefect after lineage, round and `title`.
+
+    Whether it is done is for the store to say, so Prefect caches nothing. Where the cause of a failure can lie outside
+    of us it is tried again, after each of `retry_delays` seconds.
+    """
+
+    def decorate(function: Callable[P, R]) -> StageTask[P, R]:
+        return StageTask(
+            function,
+            task_run_name=f"{{here.label}} {title}",
+            cache_policy=NO_CACHE,
+            retries=len(retry_delays),
+            retry_delay_seconds=list(retry_delays) or None,
+        )
+
+    return decorate
 
 
 @dataclass(frozen=True)

@@ -195,7 +195,7 @@ def read_features(folder: Path) -> pa.Table:
         InputError: a file doesn't keep the schema.
 
     """
-    kind = pq.read_schema(parts(folder)[0]).field("feature").type
-    if not pa.types.is_fixed_size_list(kind):
-        raise InputError(f"{folder}: column 'feature' is {kind}, expected fixed_size_list<float>[dim]")
-    return read(folder, features_schema(kind.list_size))
+    found = pq.read_schema(parts(folder)[0])
+    kind = found.field("feature").type if "feature" in found.names else None
+    dim = kind.list_size if pa.types.is_fixed_size_list(kind) else 1  # any: the check lists what is wrong
+    return read(folder, features_schema(dim))

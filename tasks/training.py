@@ -6,15 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from prefect import task
-from prefect.cache_policies import NO_CACHE
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from cluster.models import Policy
 from cluster.settings import TrainSettings
 from cluster.storage import StageKey
 from cluster.tracking import Tracker
-from tasks.stages import ADAPTER, Publish, RoundContext, run_stage
+from tasks.stages import ADAPTER, Publish, RoundContext, run_stage, stage_task
 from tasks.tables import Table
 
 if TYPE_CHECKING:
@@ -69,7 +67,7 @@ class Lessons:
     preferences: Sequence[Table]
 
 
-@task(task_run_name="{here.label} train policy", cache_policy=NO_CACHE)
+@stage_task("train policy")
 def train_policy(lessons: Lessons, config: TrainingConfig, here: RoundContext) -> Table:
     """Train an adapter; its folder is `adapter` in the stage's. Log-likelihoods are sums over a response, nats."""
     policies = (lessons.base, lessons.start, lessons.reference)

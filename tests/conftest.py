@@ -1,5 +1,6 @@
 """What tests share: a tiny model, its config, homes of their own, and a real Prefect server."""
 
+import copy
 import json
 import os
 import shutil
@@ -41,7 +42,9 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     bare.decoder = decoders.ByteLevel()
     special = ["<pad>", "<s>", "</s>", "<|user|>", "<|assistant|>"]
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=512, special_tokens=special, initial_alphabet=alphabet, show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=512, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+    )
     bare.train_from_iterator([" ".join(WORDS)] * 4, trainer)
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=bare, pad_token="<pad>", bos_token="<s>", eos_token="</s>", padding_side="left"
@@ -81,18 +84,20 @@ def prompts_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def tiny_config(tiny_model: Path, prompts_file: Path) -> dict[str, Any]:
-    """A lineage on the tiny model that touches everything and takes little time."""
-    return tiny_values(tiny_model, prompts_file)
+def tiny_config(tiny_values: dict[str, Any]) -> dict[str, Any]:
+    """A lineage on the tiny model that touches everything and takes little time; a copy to change."""
+    return copy.deepcopy(tiny_values)
 
 
-def tiny_values(model: Path, prompts: Path) -> dict[str, Any]:
+@pytest.fixture(scope="session")
+def tiny_values(tiny_model: Path, prompts_file: Path) -> dict[str, Any]:
+    """The values of `tiny_config`, for fixtures that live longer."""
     return {
         "lineage": "tiny",
         "rounds": 2,
         "round": {
-            "model": {"kind": "folder", "path": str(model)},
-            "prompts": {"path": str(prompts), "num_prompts": 12, "num_held_out": 4},
+            "model": {"kind": "folder", "path": str(tiny_model)},
+            "prompts": {"path": str(prompts_file), "num_prompts": 12, "num_held_out": 4},
             "generation": {
                 "num_responses": 3,
                 "max_tokens": 16,

@@ -1,0 +1,73 @@
+"""Rounds as a user runs them: the command in a process of its own, against a real Prefect server."""
+
+import copy
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from cluster.storage import Store
+
+BIN = Path(sys.executable).parent
+
+
+@dataclass
+class Desk:
+    """A home, its config, and the server that its commands talk to."""
+
+    home: Path
+    config: Path
+    prefect: str
+    extra: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def store(self) -> Store:
+        return Store(self.home / "store")
+
+    @property
+    def environment(self) -> dict[str, str]:
+        own = {
+            "PAIRWRIGHT_HOME": str(self.home),
+            "PREFECT_API_URL": self.prefect,
+            "PREFECT_HOME": str(self.home / "prefect"),
+        }
+        return {**os.environ, **own, **self.extra}
+
+    def start(self, *arguments: str) -> "subprocess.Popen[str]":
+        command = [str(BIN / "pairwright"), arguments[0], str(self.config), *arguments[1:]]
+        return subprocess.Popen(
+            command, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+
+    def run(self, *arguments: str) -> str:
+        process = self.start(*arguments)
+        output, _ = process.communicate(timeout=400)
+        assert process.returncode == 0, output
+        return output
+
+
+@pytest.fixture(scope="session")
+def make_desk(tiny_values: dict[str, Any], make_home: Callable[[], Path], prefect_server: str) -> Callable[[str], Desk]:
+    """Make a desk for a lineage of this name on the tiny model, with a home of its own."""
+
+    def make(lineage: str) -> Desk:
+        home = make_home()
+        config = home / "lineage.yaml"
+        config.write_text(yaml.safe_dump(copy.deepcopy(tiny_values) | {"lineage": lineage}), encoding="utf-8")
+        return Desk(home, config, prefect_server)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def undisturbed(make_desk: Callable[[str], Desk]) -> Desk:
+    """A desk whose lineage has run its first round, from prompts to promotion, with nothing in its way."""
+    desk = make_desk("undisturbed")
+    desk.run("round", "--round", "0")
+    return desk
