@@ -3,8 +3,10 @@
 import os
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
+
+from cluster.errors import InputError
 
 _QUIET = {
     "DO_NOT_TRACK": "true",
@@ -104,3 +106,22 @@ class Settings(BaseSettings):
             defaults["PREFECT_API_URL"] = self.prefect
         for name, value in defaults.items():
             os.environ.setdefault(name, value)
+
+
+def read_settings() -> Settings:
+    """The settings of the environment.
+
+    Raises:
+        InputError: a variable doesn't fit; all faults are listed.
+
+    """
+    try:
+        return Settings()
+    except SettingsError as error:
+        raise InputError(f"{error}: set its parts one by one, for example PAIRWRIGHT_ENGINE__NUM_GPUS=1") from error
+    except ValidationError as error:
+        faults = [
+            f"PAIRWRIGHT_{'__'.join(map(str, fault['loc'])).upper()}: {fault['msg']} (found {fault['input']!r})"
+            for fault in error.errors()
+        ]
+        raise InputError(f"the environment does not fit: {'; '.join(faults)}: correct or unset it") from error

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.text import Text
 
 from cluster.errors import InputError
-from cluster.settings import Settings
+from cluster.settings import Settings, read_settings
 from cluster.storage import Store
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
@@ -29,15 +29,16 @@ def run(
     """Run the rounds that a lineage still lacks, and print how they went."""
     settings = _settings()
     from flows.config import load_config
-    from flows.opening import check_round
+    from flows.opening import check_round, claim
 
     lineage = load_config(config)
     if rounds is not None:
         lineage = lineage.model_copy(update={"rounds": rounds})
     check_round(lineage.round, settings)
-    from flows.lineage import tune
+    with claim(lineage.round, lineage.lineage, settings):
+        from flows.lineage import tune
 
-    ran = tune(lineage)
+        ran = tune(lineage)
     _show(settings, lineage.lineage)
     kept = lineage.rounds - ran
     console.print(f"{ran} rounds run; {kept} were finished before, and every stage of theirs was reused")
@@ -53,23 +54,26 @@ def one_round(
     """Run one round of a lineage; its finished stages are reused."""
     settings = _settings()
     from flows.config import load_config
-    from flows.opening import check_round
+    from flows.opening import check_round, claim
 
     lineage = load_config(config)
     check_round(lineage.round, settings)
-    from flows.round import preference_round
+    with claim(lineage.round, lineage.lineage, settings):
+        from flows.round import preference_round
 
-    preference_round(lineage.round, lineage.lineage, number)
+        preference_round(lineage.round, lineage.lineage, number)
     _show(settings, lineage.lineage)
 
 
 @app.command()
 def deploy(configs: ConfigFiles) -> None:
     """Create or renew one Prefect deployment per config, with its schedule."""
-    _settings()
+    settings = _settings()
     from flows.config import load_config
+    from flows.opening import check_prefect
 
     lineages = [load_config(config) for config in configs]
+    check_prefect(settings)
     from flows.deploy import deploy as create
 
     for lineage, identifier in zip(lineages, create(lineages), strict=True):
@@ -80,10 +84,12 @@ def deploy(configs: ConfigFiles) -> None:
 @app.command()
 def serve(configs: ConfigFiles) -> None:
     """Serve the deployments of these configs: run what their schedules, the Prefect UI or a retry start."""
-    _settings()
+    settings = _settings()
     from flows.config import load_config
+    from flows.opening import check_prefect
 
     lineages = [load_config(config) for config in configs]
+    check_prefect(settings)
     from prefect import serve as serve_deployments
 
     from flows.deploy import deployment
@@ -131,7 +137,7 @@ def main() -> None:
 
 
 def _settings() -> Settings:
-    settings = Settings()
+    settings = read_settings()
     Store(settings.store).check_writable()
     settings.export()
     return settings

@@ -1,9 +1,11 @@
 """What a round does, and the lineage it belongs to: the YAML files of configs/ in types."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
+from prefect.client.schemas.schedules import CronSchedule
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
 
 from cluster.errors import InputError
@@ -36,12 +38,17 @@ class RoundConfig(BaseModel):
 
     @model_validator(mode="after")
     def _stages_fit(self) -> "RoundConfig":
-        responses = self.generation.num_responses
+        responses, cap = self.generation.num_responses, self.selection.selector.max_pairs_per_prompt
         pairs = self.prompts.num_prompts * responses * (responses - 1) // 2
         if self.selection.budget > pairs:
             raise ValueError(
                 f"budget {self.selection.budget} exceeds the {pairs} pairs of the pool: "
                 "lower selection.budget or raise generation.num_responses"
+            )
+        if cap is not None and self.selection.budget > self.prompts.num_prompts * cap:
+            raise ValueError(
+                f"budget {self.selection.budget} exceeds the {self.prompts.num_prompts * cap} pairs that "
+                f"selection.selector.max_pairs_per_prompt {cap} allows: lower the budget or raise the cap"
             )
         if self.training.lora.r > self.generation.max_lora_rank:
             raise ValueError(
@@ -59,6 +66,14 @@ class Schedule(BaseModel):
     cron: str = Field(description="five fields, for example '0 2 * * *'")
     timezone: str = "UTC"
     rounds_per_start: PositiveInt = Field(1, description="rounds that one start runs")
+
+    @model_validator(mode="after")
+    def _known_to_prefect(self) -> "Schedule":
+        try:
+            CronSchedule(cron=self.cron, timezone=self.timezone)
+        except ValidationError as error:
+            raise ValueError("; ".join(_message(fault) for fault in error.errors())) from error
+        return self
 
 
 class LineageConfig(BaseModel):
@@ -83,7 +98,7 @@ def load_config(path: Path) -> LineageConfig:
         raise InputError(f"config {path} does not exist")
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"config {path} is not YAML: {error}") from error
     try:
         return LineageConfig.model_validate(_anchored(values, path.resolve().parent))
@@ -105,11 +120,19 @@ def _anchored(value: Any, folder: Path) -> Any:
     }
 
 
+UNKNOWN_KEY = {"extra_forbidden", "unexpected_keyword_argument"}
+"""What pydantic calls it in a model and in a dataclass."""
+
+
 def _faults(error: ValidationError) -> str:
     lines = []
     for fault in error.errors():
         place = ".".join(str(part) for part in fault["loc"]) or "config"
         found = "" if isinstance(fault["input"], dict | BaseModel) else f" (found {fault['input']!r})"
-        hint = ": no such key; check its spelling" if fault["type"] == "extra_forbidden" else f": {fault['msg']}"
+        hint = ": no such key; check its spelling" if fault["type"] in UNKNOWN_KEY else f": {_message(fault)}"
         lines.append(f"  {place}{hint}{found}")
     return "\n".join(lines)
+
+
+def _message(fault: Mapping[str, Any]) -> str:
+    return str(fault["msg"]).removeprefix("Value error, ")

@@ -7,7 +7,7 @@ from cluster.settings import Settings
 from cluster.storage import Store
 from flows.config import LineageConfig
 from flows.history import first_unfinished
-from flows.opening import check_round
+from flows.opening import check_round, claim
 from flows.round import preference_round
 
 
@@ -16,9 +16,8 @@ def tune(config: LineageConfig, max_rounds: int | None = None) -> int:
     """Run the rounds that the lineage still lacks, `max_rounds` at most; gives how many it ran."""
     settings = Settings()
     check_round(config.round, settings)
-    store = Store(settings.store)
-    with store.hold_lineage(config.lineage):
-        first = first_unfinished(store, config)
+    with claim(config.round, config.lineage, settings):
+        first = first_unfinished(Store(settings.store), config)
         last = config.rounds if max_rounds is None else min(config.rounds, first + max_rounds)
         if first < last:
             with ray_session(settings):

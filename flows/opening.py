@@ -31,9 +31,33 @@ def check_round(config: RoundConfig, settings: Settings) -> None:
     check_engine(settings.engine)
     Store(settings.store).check_writable()
     reachable(settings.tracking, timeout=settings.connect_timeout)
+    check_prefect(settings)
+    config.model.resolve(settings.cache)
+
+
+def check_prefect(settings: Settings) -> None:
+    """Ask the Prefect server, where one is named.
+
+    Raises:
+        InputError: it doesn't answer.
+
+    """
     if settings.prefect is not None:
         await_answer("Prefect", settings.prefect, timeout=settings.connect_timeout)
-    config.model.resolve(settings.cache)
+
+
+@contextmanager
+def claim(config: RoundConfig, lineage: str, settings: Settings) -> Iterator[None]:
+    """Hold the lineage for the block, with its config on record.
+
+    Raises:
+        InputError: the lineage is busy, or has run with another config.
+
+    """
+    store = Store(settings.store)
+    with store.hold_lineage(lineage):
+        keep_config(store, lineage, config)
+        yield
 
 
 @contextmanager
@@ -47,10 +71,8 @@ def open_round(
 
     """
     started = time.time()
-    store = Store(settings.store)
-    with store.hold_lineage(lineage):
-        keep_config(store, lineage, config)
-        past = history(store, lineage, round_number, base_policy(config.model, settings.cache))
+    with claim(config, lineage, settings):
+        past = history(Store(settings.store), lineage, round_number, base_policy(config.model, settings.cache))
         tracker = Tracker(tracking_uri=settings.tracking, experiment=EXPERIMENT, artifact_root=settings.artifact_root)
         run = _open_run(tracker, config, lineage, round_number)
         here = RoundContext(lineage, round_number, config.seed, settings, tracker, run)

@@ -41,8 +41,8 @@ def promote_policy(trained: Table, scores: Table, config: PromotionConfig, here:
     tags = {"pairwright.digest": trained.digest, "pairwright.promotion": decision["reason"]}
     version = here.tracker.register_model(here.run, ADAPTER, name=name, tags=tags)
     here.tracker.log_text(here.run, decision["reason"] + "\n", artifact_file="promotion.txt")
-    if decision["promoted"]:
-        here.tracker.set_alias(name, CHAMPION, version=version)
+    if decision["promoted"] and int(version) > int(here.tracker.get_alias(name, CHAMPION) or 0):
+        here.tracker.set_alias(name, CHAMPION, version=version)  # an earlier round, run again, dethrones no later one
     return table
 
 

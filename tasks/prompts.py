@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, TypeAdapter, ValidationError
 
@@ -41,7 +42,7 @@ def read_prompts(path: Path) -> list[dict[str, Any]]:
     """Rows of PROMPTS in the order of their ids, which are hashes of their content; repeats are dropped.
 
     Raises:
-        InputError: no such file, an empty one, a line that is not JSON, or a row without a valid `prompt`.
+        InputError: no such file, an empty or unreadable one, a line that is not JSON, or a row without `prompt`.
 
     """
     if not path.is_file():
@@ -57,15 +58,34 @@ def read_prompts(path: Path) -> list[dict[str, Any]]:
 
 def _rows(path: Path) -> Iterator[tuple[str, Any]]:
     if path.suffix == ".parquet":
-        yield from ((f"row {number}", row) for number, row in enumerate(pq.read_table(path).to_pylist(), start=1))
+        yield from ((f"row {number}", row) for number, row in enumerate(_parquet(path).to_pylist(), start=1))
         return
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(_text(path).split("\n"), start=1):  # a JSON string may hold other line separators
         if not line.strip():
             continue
         try:
             yield f"line {number}", json.loads(line)
         except json.JSONDecodeError as error:
             raise InputError(f"{path}, line {number} is not JSON: {error.msg} at column {error.colno}") from error
+
+
+def _parquet(path: Path) -> pa.Table:
+    try:
+        return pq.read_table(path)
+    except pa.ArrowInvalid as error:
+        raise InputError(
+            f"prompts file {path} is not Parquet ({error}): write it anew, or call JSONL *.jsonl"
+        ) from error
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"prompts file {path} is not UTF-8 ({error.reason} at byte {error.start}): save it as UTF-8, one JSON "
+            "object a line"
+        ) from error
 
 
 def _messages(row: Any, where: str) -> list[dict[str, str | None]]:
@@ -76,10 +96,11 @@ def _messages(row: Any, where: str) -> list[dict[str, str | None]]:
         prompt = _PROMPT.validate_python(row["prompt"])
     except ValidationError as error:
         raise InputError(f"{where}: 'prompt' is neither a string nor a list of {{role, content}} messages") from error
+    if not prompt:
+        found = "empty text" if isinstance(prompt, str) else "an empty conversation"
+        raise InputError(f"{where}: 'prompt' is {found}: expected at least one word or message")
     if isinstance(prompt, str):
         return [{"role": None, "content": prompt}]
-    if not prompt:
-        raise InputError(f"{where}: 'prompt' is an empty conversation: expected at least one message")
     return [{"role": message.role, "content": message.content} for message in prompt]
 
 

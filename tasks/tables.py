@@ -112,7 +112,8 @@ class Table(BaseModel):
 
 def schema_digest(schema: pa.Schema) -> str:
     """SHA-256 of the columns, their types and nullability."""
-    return digest_of([[field.name, str(field.type), field.nullable] for field in schema])
+    kinds = [str(field.type).replace("<element: ", "<item: ") for field in schema]  # Parquet's name and Arrow's
+    return digest_of([[field.name, kind, field.nullable] for field, kind in zip(schema, kinds, strict=True)])
 
 
 def check(table: pa.Table, schema: pa.Schema, where: str) -> pa.Table:
@@ -196,6 +197,6 @@ def read_features(folder: Path) -> pa.Table:
 
     """
     found = pq.read_schema(parts(folder)[0])
-    kind = found.field("feature").type if "feature" in found.names else None
-    dim = kind.list_size if pa.types.is_fixed_size_list(kind) else 1  # any: the check lists what is wrong
+    kind = found.field("feature").type if "feature" in found.names else pa.null()
+    dim = kind.list_size if pa.types.is_fixed_size_list(kind) else 1  # whatever: the check then lists the faults
     return read(folder, features_schema(dim))

@@ -56,7 +56,9 @@ def test_a_folder_without_a_config_is_refused(folder: Path, tmp_path: Path) -> N
 
 def test_a_folder_without_weights_is_refused(folder: Path, tmp_path: Path) -> None:
     (folder / "model.safetensors").rename(folder / "model.gguf")
-    with pytest.raises(InputError, match=r"has no weights \(\*\.safetensors or pytorch_model\*\.bin\): copy them there"):
+    with pytest.raises(
+        InputError, match=r"has no weights \(\*\.safetensors or pytorch_model\*\.bin\): copy them there"
+    ):
         FolderCheckpoint(path=folder).resolve(tmp_path)
 
 

@@ -155,7 +155,7 @@ def test_stage_config_inputs_and_version_each_decide_the_folder(tmp_path: Path, 
 
 def test_the_order_of_a_stages_config_does_not_decide_the_folder(tmp_path: Path) -> None:
     turned = StageKey("pairs", {"ridge": 0.5, "budget": 2}, ["input"])
-    assert Store(tmp_path).stage(turned) .path == Store(tmp_path).stage(KEY).path
+    assert Store(tmp_path).stage(turned).path == Store(tmp_path).stage(KEY).path
 
 
 def test_finishing_hashes_every_file_and_removes_scratch(tmp_path: Path) -> None:
@@ -203,7 +203,9 @@ def test_a_second_process_is_refused_the_lineage_until_the_first_is_killed(
 ) -> None:
     store = Store(tmp_path)
     for _ in range(2):  # a refusal leaves the first one's lock as it was
-        with pytest.raises(InputError, match=r"lineage 'demo' is being run by another process \(lock .*demo/.lock\): wait"):
+        with pytest.raises(
+            InputError, match=r"lineage 'demo' is being run by another process \(lock .*demo/.lock\): wait"
+        ):
             store.hold_lineage("demo").__enter__()
     holder.send_signal(signal.SIGKILL)
     holder.wait(timeout=10)

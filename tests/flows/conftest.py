@@ -39,16 +39,21 @@ class Desk:
         }
         return {**os.environ, **own, **self.extra}
 
-    def start(self, *arguments: str) -> "subprocess.Popen[str]":
+    @property
+    def log(self) -> Path:
+        """What its commands printed."""
+        return self.home / "commands.log"
+
+    def start(self, *arguments: str) -> "subprocess.Popen[bytes]":
         command = [str(BIN / "pairwright"), arguments[0], str(self.config), *arguments[1:]]
-        return subprocess.Popen(
-            command, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
+        with self.log.open("ab") as log:
+            return subprocess.Popen(command, env=self.environment, stdout=log, stderr=subprocess.STDOUT)
 
     def run(self, *arguments: str) -> str:
-        process = self.start(*arguments)
-        output, _ = process.communicate(timeout=400)
-        assert process.returncode == 0, output
+        before = self.log.stat().st_size if self.log.exists() else 0
+        code = self.start(*arguments).wait(timeout=400)
+        output = self.log.read_bytes()[before:].decode()
+        assert code == 0, output
         return output
 
 

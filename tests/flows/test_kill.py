@@ -58,20 +58,20 @@ def kill_when(desk: Any, seen: Callable[[], bool]) -> None:
     process = desk.start("round", "--round", "0")
     deadline = time.monotonic() + 120
     while not seen():
-        assert process.poll() is None, process.communicate()[0]
+        assert process.poll() is None, desk.log.read_text()
         assert time.monotonic() < deadline, "what the kill waits for never came"
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
-    process.communicate()
+    process.wait()
 
 
 def kill_at_manifest(desk: Any, stage: str, folder: Path) -> None:
     (folder / "sitecustomize.py").write_text(ASSASSIN, encoding="utf-8")
     desk.extra = {"PYTHONPATH": str(folder), "KILL_AT": stage}
     process = desk.start("round", "--round", "0")
-    output, _ = process.communicate(timeout=300)
+    code = process.wait(timeout=300)
     desk.extra = {}
-    assert process.returncode == -signal.SIGKILL, output
+    assert code == -signal.SIGKILL, desk.log.read_text()
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,78 @@
+"""What the tests of the stages share: rounds on homes of their own, and tables written by hand."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from cluster.settings import Settings
+from cluster.storage import digest_of
+from cluster.tracking import Tracker
+from tasks.stages import RoundContext
+from tasks.tables import RESPONSES, Table, part_path, write_part
+
+MakeHere = Callable[..., RoundContext]
+WriteTable = Callable[[Sequence[dict[str, Any]], pa.Schema], Table]
+
+
+@pytest.fixture(scope="session")
+def join_round() -> MakeHere:
+    """Open a round of a lineage on a home."""
+
+    def join(home: Path, lineage: str = "demo", round_number: int = 0) -> RoundContext:
+        settings = Settings(home=home, tracking_uri=f"sqlite:///{home}/mlflow.db")
+        tracker = Tracker(tracking_uri=settings.tracking, experiment="tests", artifact_root=settings.artifact_root)
+        parent = tracker.open_lineage(lineage, {})
+        run = tracker.open_round(parent, lineage, round_number=round_number, tags={})
+        return RoundContext(lineage, round_number, 0, settings, tracker, run)
+
+    return join
+
+
+@pytest.fixture
+def here(join_round: MakeHere, make_home: Callable[[], Path]) -> RoundContext:
+    """Round 0 of the lineage `demo` on a home of its own."""
+    return join_round(make_home())
+
+
+@pytest.fixture
+def write_table(tmp_path: Path) -> WriteTable:
+    """Write rows as a stage's table."""
+
+    def write(rows: Sequence[dict[str, Any]], schema: pa.Schema) -> Table:
+        digest = digest_of([schema.names, repr(rows)])
+        folder = tmp_path / "tables" / digest
+        write_part(part_path(folder, 0), rows, schema)
+        return Table(path=folder, rows=len(rows), digest=digest)
+
+    return write
+
+
+@pytest.fixture
+def write_responses(write_table: WriteTable) -> Callable[[dict[str, list[str]]], Table]:
+    """Write the responses to each prompt; response i to prompt p is called `p-i`."""
+
+    def write(texts: dict[str, list[str]]) -> Table:
+        rows = [
+            {
+                "response_id": f"{prompt}-{index}",
+                "prompt_id": prompt,
+                "messages": [{"role": "user", "content": f"say {prompt}"}],
+                "index": index,
+                "text": text,
+                "token_ids": list(text.encode()),
+                "logprob": -1.0,
+                "finish_reason": "stop",
+                "fault": None,
+                "sampling": "{}",
+                "policy": "policy",
+                "engine": "by hand",
+            }
+            for prompt, own in texts.items()
+            for index, text in enumerate(own)
+        ]
+        return write_table(rows, RESPONSES)
+
+    return write

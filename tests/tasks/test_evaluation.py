@@ -1,0 +1,151 @@
+"""Evaluation: win rates, means over prompts, and their standard errors, against numbers worked out by hand."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tasks.evaluation import EvaluationConfig, evaluate_policy, rewards_by_prompt, scores, summary, win_rate
+from tasks.labellers.rewards import Length
+from tasks.promotion import PromotionConfig, decide
+from tasks.stages import RoundContext, manifest_of
+from tasks.tables import SCORES, Table, features_schema, read
+
+CHARACTERS = Length(per="character", unit=1.0)
+REWARDS = st.lists(st.integers(-3, 3).map(float), min_size=1, max_size=5).map(np.array)
+ANSWERS = {
+    "policy": {"p": ["aaaa", "aa"], "q": ["a", "a"]},
+    "base": {"p": ["aa", "a"], "q": ["aaa", "aa"]},
+    "previous": {"p": ["aaaa", "aaaaaa"], "q": ["a", "a"]},
+}
+
+
+@pytest.mark.parametrize(
+    ("own", "against", "expected"),
+    [
+        ([1, 2], [0, 0], 1.0),
+        ([0, 0], [1, 2], 0.0),
+        ([1, 1], [1, 1], 0.5),
+        ([4, 2], [2, 1], 0.875),  # 4 beats both, 2 ties one and beats the other
+        ([3], [1, 2, 3, 4], 0.625),
+    ],
+)
+def test_a_win_rate_is_the_share_of_pairings_won_and_ties_count_half(
+    own: list[float], against: list[float], expected: float
+) -> None:
+    assert win_rate(np.array(own), np.array(against)) == expected
+
+
+@given(REWARDS, REWARDS)
+def test_what_one_policy_wins_the_other_loses(own: Any, against: Any) -> None:
+    assert win_rate(own, against) + win_rate(against, own) == pytest.approx(1)
+    assert win_rate(own, own) == pytest.approx(0.5)
+
+
+@given(REWARDS, REWARDS)
+def test_a_monotone_change_of_the_reward_leaves_the_win_rate(own: Any, against: Any) -> None:
+    assert win_rate(own, against) == win_rate(np.exp(own) - 7, np.exp(against) - 7)
+
+
+def test_scores_compare_prompt_by_prompt() -> None:
+    rewards = {
+        "policy": {"p": [4.0, 2.0], "q": [1.0, 1.0]},
+        "base": {"q": [3.0, 2.0], "p": [2.0, 1.0]},
+        "previous": {"p": [4.0, 6.0], "q": [1.0, 1.0]},
+    }
+    assert scores(rewards, {"p": 0.25, "q": 1.5}, {"q": 8.0, "p": 3.0}) == [
+        {
+            "prompt_id": "p",
+            "reward": 3.0,
+            "reward_base": 1.5,
+            "reward_previous": 5.0,
+            "win_base": 0.875,
+            "win_previous": 0.125,
+            "kl": 0.25,
+            "num_tokens": 3.0,
+        },
+        {
+            "prompt_id": "q",
+            "reward": 1.0,
+            "reward_base": 2.5,
+            "reward_previous": 1.0,
+            "win_base": 0.0,
+            "win_previous": 0.5,
+            "kl": 1.5,
+            "num_tokens": 8.0,
+        },
+    ]
+
+
+def test_the_summary_is_the_mean_with_the_standard_error_over_prompts() -> None:
+    rows = [dict.fromkeys(SCORES.names[1:], value) for value in (0.0, 1.0, 2.0, 5.0)]
+    found = summary(rows)
+    assert set(found) == {name + end for name in SCORES.names[1:] for end in ("", "_se")}
+    for name in SCORES.names[1:]:
+        assert found[name] == 2.0
+        assert found[f"{name}_se"] == pytest.approx(math.sqrt((4 + 1 + 0 + 9) / 3 / 4))
+
+
+def test_one_prompt_alone_has_no_standard_error() -> None:
+    assert math.isnan(summary([dict.fromkeys(SCORES.names[1:], 1.0)])["reward_se"])
+
+
+def test_rewards_follow_the_index_of_the_responses(write_responses: Callable[..., Table]) -> None:
+    found = rewards_by_prompt(write_responses({"p": ["aaa", "", "a"], "q": ["aa"]}), CHARACTERS)
+    assert found == {"p": [3.0, 0.0, 1.0], "q": [2.0]}
+
+
+@pytest.fixture
+def features(write_table: Callable[..., Table]) -> Table:
+    """Features of the policy's answers, more likely than under the reference by 0.5, 1.5, 0 and -4 nats."""
+    gaps = {"p-0": 0.5, "p-1": 1.5, "q-0": 0.0, "q-1": -4.0}
+    rows = [
+        {
+            "response_id": name,
+            "prompt_id": name[0],
+            "valid": True,
+            "num_tokens": 10 + number,
+            "logp_policy": -3.0 + gap,
+            "logp_reference": -3.0,
+            "feature": [0.0],
+            "proxy_score": None,
+        }
+        for number, (name, gap) in enumerate(gaps.items())
+    ]
+    return write_table(rows, features_schema(1))
+
+
+def test_an_evaluation_reads_answers_and_features_and_keeps_its_summary(
+    write_responses: Callable[..., Table], features: Table, here: RoundContext
+) -> None:
+    answers = {name: write_responses(texts) for name, texts in ANSWERS.items()}
+    table = evaluate_policy.fn(answers, features, EvaluationConfig(reward=CHARACTERS), here)
+    rows = read(table.path, SCORES).to_pylist()
+    expected = {"reward": [3.0, 1.0], "win_base": [0.875, 0.0], "win_previous": [0.125, 0.5], "kl": [1.0, -2.0]}
+    for name, values in expected.items():
+        assert [row[name] for row in rows] == values
+    assert [row["num_tokens"] for row in rows] == [10.5, 12.5]
+    metrics = here.tracker.client.get_run(here.run).data.metrics
+    assert metrics["evaluation/win_base"] == manifest_of(table).measures["win_base"] == 0.4375
+    assert metrics["evaluation/kl_se"] == pytest.approx(1.5)
+
+
+def test_another_reward_is_another_evaluation(
+    write_responses: Callable[..., Table], features: Table, here: RoundContext
+) -> None:
+    answers = {name: write_responses(texts) for name, texts in ANSWERS.items()}
+    words = Length(per="word", unit=1.0)
+    tables = [evaluate_policy.fn(answers, features, EvaluationConfig(reward=one), here) for one in (CHARACTERS, words)]
+    assert [manifest_of(table).measures["win_base"] for table in tables] == [0.4375, 0.5]
+
+
+def test_an_evaluation_on_one_prompt_promotes_nothing(
+    write_responses: Callable[..., Table], features: Table, here: RoundContext
+) -> None:
+    answers = {name: write_responses({"p": texts["p"]}) for name, texts in ANSWERS.items()}
+    table = evaluate_policy.fn(answers, features, EvaluationConfig(reward=CHARACTERS), here)
+    assert not decide(manifest_of(table), PromotionConfig())["promoted"]

@@ -1,0 +1,197 @@
+"""Tables: every schema survives Parquet, and what breaks a contract is refused with all its faults."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from cluster.errors import InputError
+from tasks.tables import (
+    PAIRS,
+    PREFERENCES,
+    PROMPTS,
+    RESPONSES,
+    SCORES,
+    check,
+    features_schema,
+    inspect,
+    part_path,
+    parts,
+    read,
+    read_features,
+    schema_digest,
+    write_arrow,
+    write_part,
+)
+
+CHAT = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "naïve\n☃"}]
+PLAIN = [{"role": None, "content": ""}]
+NUMBERS = {"weight": 0.5, "inclusion_probability": None, "score": 1e-300}
+SCORED = dict.fromkeys(SCORES.names[1:], 0.25)
+
+ROWS: dict[str, tuple[pa.Schema, dict[str, Any]]] = {
+    "prompts": (PROMPTS, {"prompt_id": "p", "messages": CHAT}),
+    "plain prompts": (PROMPTS, {"prompt_id": "p", "messages": PLAIN}),
+    "responses": (
+        RESPONSES,
+        {
+            "response_id": "a",
+            "prompt_id": "p",
+            "messages": CHAT,
+            "index": 3,
+            "text": "",
+            "token_ids": [],
+            "logprob": -12.5,
+            "finish_reason": "length",
+            "fault": "empty",
+            "sampling": "{}",
+            "policy": "base",
+            "engine": "vllm",
+        },
+    ),
+    "pairs": (
+        PAIRS,
+        {"pair_id": "ab", "order": 0, "prompt_id": "p", "response_a": "a", "response_b": "b", **NUMBERS},
+    ),
+    "preferences": (
+        PREFERENCES,
+        {
+            "pair_id": "ab",
+            "prompt_id": "p",
+            "messages": CHAT,
+            "chosen": "a",
+            "rejected": "b",
+            "chosen_text": "A",
+            "rejected_text": "B",
+            "swapped": True,
+            "probability": None,
+            "labeller": "{}",
+        },
+    ),
+    "scores": (SCORES, {"prompt_id": "p", **SCORED}),
+    "features": (
+        features_schema(3),
+        {
+            "response_id": "a",
+            "prompt_id": "p",
+            "valid": False,
+            "num_tokens": 0,
+            "logp_policy": -1.5,
+            "logp_reference": -2.5,
+            "feature": [0.5, -1.0, 0.0],
+            "proxy_score": None,
+        },
+    ),
+}
+RESPONSE = ROWS["responses"][1]
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_rows_survive_parquet(name: str, tmp_path: Path) -> None:
+    schema, row = ROWS[name]
+    for shard in range(2):
+        write_part(part_path(tmp_path, shard), [row] * (shard + 1), schema)
+    found = read(tmp_path, schema)
+    assert found.to_pylist() == [row] * 3
+    assert found.schema.equals(schema)
+    assert inspect(tmp_path) == (3, schema_digest(schema))
+
+
+def test_parts_come_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    for shard in (10, 2, 0):
+        write_part(part_path(tmp_path, shard), [RESPONSE | {"index": shard}], RESPONSES)
+    assert read(tmp_path, RESPONSES).column("index").to_pylist() == [0, 2, 10]
+
+
+def test_a_folder_without_parquet_has_no_rows_and_no_schema(tmp_path: Path) -> None:
+    assert inspect(tmp_path) == (0, None)
+    assert read(tmp_path, PAIRS).num_rows == 0
+
+
+def test_all_faults_of_a_table_are_listed_at_once() -> None:
+    schema = pa.schema(
+        [
+            pa.field("a", pa.int32(), nullable=False),
+            pa.field("b", pa.string(), nullable=False),
+            pa.field("c", pa.bool_()),
+        ]
+    )
+    table = pa.table({"a": pa.array([1, 2], pa.int64()), "b": ["x", None], "d": [1, 2]})
+    with pytest.raises(InputError) as fault:
+        check(table, schema, "/some/file")
+    for part in (
+        "/some/file does not keep its contract",
+        "column 'a' is int64, expected int32",
+        "column 'b' has 1 nulls, expected none",
+        "column 'c' is missing",
+        "column 'd' is not in the schema",
+        "Remove it and let its stage run again",
+    ):
+        assert part in str(fault.value)
+
+
+def test_a_null_is_fine_where_the_schema_allows_it() -> None:
+    schema, row = ROWS["pairs"]
+    table = pa.Table.from_pylist([row | dict.fromkeys(NUMBERS)], schema=schema)
+    assert check(table, schema, "here") is table
+
+
+@pytest.mark.parametrize("column", RESPONSES.names)
+def test_a_response_file_of_another_version_is_refused_with_its_path(column: str, tmp_path: Path) -> None:
+    write_part(part_path(tmp_path, 0), [RESPONSE], RESPONSES)
+    table = pa.Table.from_pylist([RESPONSE], schema=RESPONSES).drop_columns(column)
+    pq.write_table(table, part_path(tmp_path, 1))
+    where = re.escape(str(part_path(tmp_path, 1)))
+    with pytest.raises(InputError, match=rf"{where} does not keep its contract: column '{column}' is missing"):
+        read(tmp_path, RESPONSES)
+
+
+@pytest.mark.parametrize("column", features_schema(3).names)
+def test_a_feature_file_that_lacks_a_column_is_refused_with_its_path(column: str, tmp_path: Path) -> None:
+    schema, row = ROWS["features"]
+    pq.write_table(pa.Table.from_pylist([row], schema=schema).drop_columns(column), part_path(tmp_path, 0))
+    with pytest.raises(InputError, match=rf"part-00000\.parquet .*column '{column}' is missing"):
+        read_features(tmp_path)
+
+
+def test_vectors_of_no_fixed_length_are_refused(tmp_path: Path) -> None:
+    schema, row = ROWS["features"]
+    loose = schema.set(schema.get_field_index("feature"), pa.field("feature", pa.list_(pa.float32()), nullable=False))
+    pq.write_table(pa.Table.from_pylist([row], schema=loose), part_path(tmp_path, 0))
+    with pytest.raises(InputError, match=r"column 'feature' is list<.*expected fixed_size_list"):
+        read_features(tmp_path)
+
+
+@pytest.mark.parametrize("dim", [1, 3, 64])
+def test_features_are_read_whatever_their_dimension(dim: int, tmp_path: Path) -> None:
+    schema = features_schema(dim)
+    write_part(part_path(tmp_path, 0), [ROWS["features"][1] | {"feature": [0.5] * dim}], schema)
+    assert read_features(tmp_path).schema.field("feature").type.list_size == dim
+
+
+def test_the_digest_of_a_schema_tells_dimensions_and_nullability_apart() -> None:
+    schemas = [schema for schema, _ in ROWS.values()] + [features_schema(4)]
+    loose = pa.schema([pa.field("prompt_id", pa.string()), PROMPTS.field("messages")])
+    assert len({schema_digest(schema) for schema in [*schemas, loose]}) == len(ROWS) + 1
+
+
+def test_rows_that_lack_a_required_value_leave_no_file(tmp_path: Path) -> None:
+    broken = {name: value for name, value in RESPONSE.items() if name != "text"}
+    with pytest.raises(InputError, match="column 'text' has 1 nulls, expected none"):
+        write_part(part_path(tmp_path, 0), [RESPONSE, broken], RESPONSES)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_refused_table_leaves_the_file_that_was_there(tmp_path: Path) -> None:
+    path = part_path(tmp_path, 0)
+    write_part(path, [RESPONSE], RESPONSES)
+    before = path.read_bytes()
+    table = pa.Table.from_pylist([RESPONSE], schema=RESPONSES).drop_columns("text")
+    with pytest.raises(InputError, match="column 'text' is missing"):
+        write_arrow(path, table, RESPONSES)
+    assert path.read_bytes() == before
+    assert parts(tmp_path) == [path]
+    assert len(list(tmp_path.iterdir())) == 1
