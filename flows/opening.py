@@ -1,6 +1,5 @@
 """Before and around a round: what is checked first, and what is opened and closed."""
 
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +13,7 @@ from cluster.storage import Store, digest_of
 from cluster.tracking import Status, Tracker
 from flows.config import RoundConfig
 from flows.history import History, history, keep_config
+from flows.report import round_of
 from tasks.prompts import check_prompts
 from tasks.stages import RoundContext
 
@@ -70,7 +70,6 @@ def open_round(
         InputError: the lineage is busy, has run with another config, or lacks an earlier round.
 
     """
-    started = time.time()
     with claim(config, lineage, settings):
         past = history(Store(settings.store), lineage, round_number, base_policy(config.model, settings.cache))
         tracker = Tracker(tracking_uri=settings.tracking, experiment=EXPERIMENT, artifact_root=settings.artifact_root)
@@ -81,8 +80,9 @@ def open_round(
             with ray_session(settings):
                 yield here, past
             status = "FINISHED"
+            speed = round_of(here.store, lineage, round_number).speed
+            tracker.log_metrics(run, {f"round/{name}": value for name, value in speed.items()}, step=round_number)
         finally:
-            tracker.log_metrics(run, {"round/wall_seconds": time.time() - started}, step=round_number)
             tracker.close(run, status)
 
 

@@ -30,25 +30,33 @@ class RoundReport:
         return None if value is None else float(value)
 
     @property
-    def stage_seconds(self) -> float:
-        """Wall time of the stages, each counted where it first ran."""
-        return sum(manifest.seconds for manifest in self.manifests.values())
+    def speed(self) -> dict[str, float]:
+        """Seconds of all stages, the share of them in which no model worked, and tokens per second of generation.
 
-    @property
-    def model_seconds(self) -> float:
-        """Part of it in which a model generated, scored or learned."""
-        return sum(float(manifest.measures.get("model_seconds", 0.0)) for manifest in self.manifests.values())
+        A stage counts the seconds that it took where it first ran, and counts once if it serves the round twice.
+        """
+        stages = list({manifest.digest: manifest for manifest in self.manifests.values()}.values())
+        seconds = sum(manifest.seconds for manifest in stages)
+        in_models = sum(float(manifest.measures.get("model_seconds", 0.0)) for manifest in stages)
+        found = {"stage_seconds": seconds, "share_outside_models": 1 - in_models / seconds} if seconds else {}
+        pool = self.manifests.get("pool")
+        if pool and pool.measures["model_seconds"]:
+            tokens = float(pool.measures["tokens"])
+            found["tokens_per_second"] = tokens / pool.seconds
+            found["tokens_per_engine_second"] = tokens / float(pool.measures["model_seconds"])
+        return found
+
+
+def round_of(store: Store, lineage: str, number: int) -> RoundReport:
+    """One round of a lineage as it stands."""
+    tables = recorded(store, lineage, number)
+    return RoundReport(number, {stage: manifest_of(table) for stage, table in tables.items()})
 
 
 def rounds_of(store: Store, lineage: str) -> list[RoundReport]:
     """The rounds of a lineage that have begun, in order."""
     folders = sorted(store.lineage(lineage).glob("round-*"))
-    numbers = [int(folder.name.removeprefix("round-")) for folder in folders]
-    tables = {number: recorded(store, lineage, number) for number in numbers}
-    return [
-        RoundReport(number, {stage: manifest_of(table) for stage, table in found.items()})
-        for number, found in tables.items()
-    ]
+    return [round_of(store, lineage, int(folder.name.removeprefix("round-"))) for folder in folders]
 
 
 def lineages_of(store: Store) -> list[str]:
@@ -99,19 +107,18 @@ def stages_table(report: RoundReport) -> RichTable:
 
 
 def speed_lines(report: RoundReport) -> list[str]:
-    """Tokens per second of generation, beside the engine's own; and the share of time that no model used."""
-    pool = report.manifests.get("pool")
+    """Where a round's time went, in words."""
+    speed = report.speed
     lines = []
-    if pool and pool.measures["model_seconds"]:
-        tokens, engine = float(pool.measures["tokens"]), float(pool.measures["model_seconds"])
+    if "tokens_per_second" in speed:
         lines.append(
-            f"round {report.number}: generation {tokens / pool.seconds:.0f} tokens/s with the engine's start, "
-            f"{tokens / engine:.0f} tokens/s in the engine"
+            f"round {report.number}: generation {speed['tokens_per_second']:.0f} tokens/s with the engine's start, "
+            f"{speed['tokens_per_engine_second']:.0f} tokens/s in the engine"
         )
-    if report.stage_seconds:
-        outside = 1 - report.model_seconds / report.stage_seconds
+    if "stage_seconds" in speed:
         lines.append(
-            f"round {report.number}: {report.stage_seconds:.0f} s of stages, {outside:.0%} outside model compute"
+            f"round {report.number}: {speed['stage_seconds']:.0f} s of stages, "
+            f"{speed['share_outside_models']:.0%} outside model compute"
         )
     return lines
 
