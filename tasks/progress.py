@@ -9,7 +9,7 @@ from prefect.context import TaskRunContext
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from tasks.sampling import Report
+from cluster.shards import Report
 
 
 @contextmanager

@@ -4,22 +4,18 @@ Rows of the dataset are shards of prompts; one shard is one call of an engine an
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
-
-import pyarrow as pa
 
 from cluster.actors import Residence, resident
 from cluster.engines import Adapter, EngineLimits, Sampled, Sampling, VllmEngine
 from cluster.models import Policy
 from cluster.settings import EngineSettings
+from cluster.shards import Report, Shard, over_shards
 from cluster.storage import digest_of
 from tasks.tables import PROMPTS, RESPONSES, Table, part_path, read, write_part
-
-Report = Callable[[int, int], None]
-RELAY_CPUS = 0.1
 
 
 @dataclass(frozen=True)
@@ -33,7 +29,7 @@ class SamplingJob:
     seed: int
     target: Path
 
-    def missing(self) -> list[dict[str, int]]:
+    def missing(self) -> list[Shard]:
         """The shards that have no file yet, each as the slice [start, stop) of the prompts."""
         starts = range(0, self.prompts.rows, self.shard_size)
         slices = [(start, min(start + self.shard_size, self.prompts.rows)) for start in starts]
@@ -53,46 +49,24 @@ class Drawn:
 
 
 def sample(job: SamplingJob, model: Path, limits: EngineLimits, settings: EngineSettings, report: Report) -> Drawn:
-    """Write the job's missing shards; nothing starts where nothing is missing.
-
-    `report` is called with (shards done, shards in all) as they finish.
-    """
+    """Write the job's missing shards; nothing starts where nothing is missing."""
     missing = job.missing()
     if not missing:
         return Drawn(0, 0.0)
-    import ray
-
     runtime = {"py_executable": str(settings.python)} if settings.python else {}
     residence = Residence(settings.num_engines, settings.num_cpus, settings.num_gpus, runtime)
-    tokens, seconds = 0, 0.0
     with resident(VllmEngine, (model, limits, settings), residence) as engines:
-        relayed = ray.data.from_items(missing, override_num_blocks=len(missing)).map_batches(
-            write_shards,
-            fn_args=(job, engines),
-            batch_size=1,
-            batch_format="pyarrow",
-            compute=ray.data.TaskPoolStrategy(size=settings.num_engines),
-            num_cpus=RELAY_CPUS,
-        )
-        for done, row in enumerate(relayed.iter_rows(), start=1):
-            tokens, seconds = tokens + row["tokens"], seconds + row["seconds"]
-            report(done, len(missing))
-    return Drawn(tokens, seconds)
+        rows = over_shards(missing, write_shard, job=job, actors=engines, report=report)
+    return Drawn(sum(row["tokens"] for row in rows), sum(row["seconds"] for row in rows))
 
 
-def write_shards(batch: pa.Table, job: SamplingJob, engines: Sequence[Any]) -> pa.Table:
-    """Have an engine answer each shard of the batch and write its file; gives a row of tokens and seconds a shard."""
-    return pa.Table.from_pylist(
-        [_write_shard(row, job, engines[row["shard"] % len(engines)]) for row in batch.to_pylist()]
-    )
-
-
-def _write_shard(row: dict[str, int], job: SamplingJob, engine: Any) -> dict[str, Any]:
+def write_shard(shard: Shard, job: SamplingJob, engine: Any) -> dict[str, Any]:
+    """Have the engine answer a slice of the prompts and write the file; gives tokens and the engine's seconds."""
     import ray
 
-    prompts = read(job.prompts.path, PROMPTS).slice(row["start"], row["stop"] - row["start"]).to_pylist()
+    prompts = read(job.prompts.path, PROMPTS).slice(shard["start"], shard["stop"] - shard["start"]).to_pylist()
     adapter = Adapter(job.policy.name, job.policy.adapter) if job.policy.adapter else None
-    seed = int(digest_of([job.seed, job.policy.digest, row["shard"]])[:8], 16) % 2**31
+    seed = int(digest_of([job.seed, job.policy.digest, shard["shard"]])[:8], 16) % 2**31
     call = engine.sample.remote([prompt["messages"] for prompt in prompts], job.sampling, adapter=adapter, seed=seed)
     drawn, seconds = ray.get(call)
     shared = {
@@ -105,7 +79,7 @@ def _write_shard(row: dict[str, int], job: SamplingJob, engine: Any) -> dict[str
         for prompt, responses in zip(prompts, drawn, strict=True)
         for index, (response, fault) in enumerate(zip(responses, faults(responses), strict=True))
     ]
-    write_part(part_path(job.target, row["shard"]), rows, RESPONSES)
+    write_part(part_path(job.target, shard["shard"]), rows, RESPONSES)
     return {"tokens": sum(len(response["token_ids"]) for response in rows), "seconds": seconds}
 
 

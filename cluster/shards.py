@@ -1,0 +1,44 @@
+"""Shards: Ray Data spreads the slices of a job over actors, one call a shard."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pyarrow as pa
+
+Report = Callable[[int, int], None]
+"""Called with (shards done, shards in all) as they finish."""
+
+Shard = dict[str, int]
+Work = Callable[[Shard, Any, Any], dict[str, Any]]
+"""Called with a shard, its job and an actor; writes the shard's file and gives a row of what that took."""
+
+RELAY_CPUS = 0.1
+"""Logical CPUs of the task that hands a shard to its actor and waits: actors must never hold them all."""
+
+
+def over_shards(
+    shards: Sequence[Shard], work: Work, *, job: Any, actors: Sequence[Any], report: Report
+) -> list[dict[str, Any]]:
+    """Have `work(shard, job, actor)` done for every shard, each actor on one at a time; gives the rows.
+
+    `work` is a module-level function, so that it pickles by reference.
+    """
+    import ray
+
+    rows = ray.data.from_items(list(shards), override_num_blocks=len(shards)).map_batches(
+        _relay,
+        fn_args=(work, job, actors),
+        batch_size=1,
+        batch_format="pyarrow",
+        compute=ray.data.TaskPoolStrategy(size=len(actors)),
+        num_cpus=RELAY_CPUS,
+    )
+    done = []
+    for row in rows.iter_rows():
+        done.append(row)
+        report(len(done), len(shards))
+    return done
+
+
+def _relay(batch: pa.Table, work: Work, job: Any, actors: Sequence[Any]) -> pa.Table:
+    return pa.Table.from_pylist([work(shard, job, actors[shard["shard"] % len(actors)]) for shard in batch.to_pylist()])
