@@ -4,6 +4,7 @@ Imported only there; it needs torch, transformers, peft and trl.
 """
 
 import os
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,9 @@ from tasks.tables import PREFERENCES, read
 
 COMPLETE = "complete"
 """Marker in a checkpoint's folder that was written whole: a kill in mid-write leaves a folder without it."""
+
+REFERENCE = "ref"
+"""Name of the adapter that TRL takes as the reference."""
 
 Log = Callable[[dict[str, float], int], None]
 
@@ -97,12 +101,12 @@ def _trainer(plan: Plan, num_workers: int, log: Log) -> DPOTrainer:
 def _place_adapters(model: PeftModel, plan: Plan) -> None:
     """Start from the adapter `plan.start`, and hold the reference fixed.
 
-    TRL takes the adapter named "ref" as the reference where there is one, and the bare base model where there is none.
+    TRL takes the adapter of that name as the reference where there is one, and the bare base model where there is none.
     """
     if plan.start is not None:
         set_peft_model_state_dict(model, load_peft_weights(str(plan.start)), adapter_name="default")
     if plan.reference is not None:
-        model.load_adapter(str(plan.reference), adapter_name="ref", is_trainable=False)
+        model.load_adapter(str(plan.reference), adapter_name=REFERENCE, is_trainable=False)
         model.set_adapter("default")
 
 
@@ -136,11 +140,17 @@ def _last_loss(state: TrainerState) -> float:
 
 
 class _Checkpoints(TrainerCallback):  # type: ignore[misc]
-    """Marks a checkpoint when all of it is on disk."""
+    """Marks a checkpoint when all of it is on disk.
+
+    The reference is taken out of it: with a folder of another adapter beside the trained one, transformers would load
+    that alone and go on from the weights of the start.
+    """
 
     def on_save(self, args: DPOConfig, state: TrainerState, control: TrainerControl, **_: Any) -> None:  # noqa: ARG002
         if state.is_world_process_zero:
-            (Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE).touch()
+            checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            shutil.rmtree(checkpoint / REFERENCE, ignore_errors=True)
+            (checkpoint / COMPLETE).touch()
 
 
 class _Metrics(TrainerCallback):  # type: ignore[misc]

@@ -121,18 +121,34 @@ def test_every_stage_shows_rows_seconds_and_its_folder_in_order(store: Store, fi
 def test_speed_is_told_with_and_without_the_engines_start(store: Store, finish: Finish) -> None:
     finish(0)
     (report,) = rounds_of(store, "demo")
-    assert report.stage_seconds == pytest.approx(20 + 4 * 12, abs=2)
-    assert report.model_seconds == 15
+    seconds = report.speed["stage_seconds"]
+    assert seconds == pytest.approx(20 + 4 * 12, abs=2)
+    assert report.speed["share_outside_models"] == pytest.approx(1 - 15 / seconds)
     assert speed_lines(report) == [
         "round 0: generation 60 tokens/s with the engine's start, 120 tokens/s in the engine",
-        f"round 0: {report.stage_seconds:.0f} s of stages, 78% outside model compute",
+        f"round 0: {seconds:.0f} s of stages, 78% outside model compute",
     ]
 
 
 def test_a_round_without_a_pool_has_no_speed(store: Store, finish: Finish) -> None:
     finish(0, STAGES[:2])
     (report,) = rounds_of(store, "demo")
-    assert speed_lines(report) == [f"round 0: {report.stage_seconds:.0f} s of stages, 100% outside model compute"]
+    assert speed_lines(report) == ["round 0: 8 s of stages, 100% outside model compute"]
+
+
+def test_a_stage_that_serves_the_round_twice_counts_once(store: Store, finish: Finish) -> None:
+    finish(0, ("answers_base",))
+    record = round_record(store, "demo", 0)
+    (record / "answers_previous.json").write_bytes((record / "answers_base.json").read_bytes())
+    (report,) = rounds_of(store, "demo")
+    assert list(report.manifests) == ["answers_base", "answers_previous"]
+    assert report.speed["stage_seconds"] == pytest.approx(4, abs=0.5)
+
+
+def test_a_round_without_stages_has_nothing_to_tell(store: Store) -> None:
+    round_record(store, "demo", 0).mkdir(parents=True)
+    (report,) = rounds_of(store, "demo")
+    assert (report.manifests, report.speed, speed_lines(report)) == ({}, {}, [])
 
 
 def test_a_pool_whose_shards_were_all_there_has_no_speed(store: Store, finish: Finish) -> None:

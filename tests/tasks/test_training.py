@@ -1,0 +1,330 @@
+"""DPO against likelihoods computed without TRL, training that was interrupted, and a real Ray Train worker."""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from cluster.models import Policy
+from cluster.session import ray_session
+from cluster.settings import Settings, TrainSettings
+from tasks.dpo import COMPLETE, Plan, last_checkpoint, train
+from tasks.stages import ADAPTER, RoundContext, manifest_of
+from tasks.tables import PREFERENCES, Table
+from tasks.training import Lessons, LoraShape, OptimizerConfig, TrainingConfig, train_policy, trained_policy
+
+BETA = 0.2
+LORA = {"r": 4, "lora_alpha": 8, "lora_dropout": 0.0}
+GOOD, BAD = ("good", "happy", "love", "great"), ("bad", "sad", "hate", "awful")
+Logged = dict[int, dict[str, float]]
+MakePlan = Callable[..., Plan]
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*use_push_based_shuffle:DeprecationWarning"),  # ray.data
+]
+
+
+def rows_of(number: int, role: str | None = "user") -> list[dict[str, Any]]:
+    return [
+        {
+            "pair_id": f"pair-{i}",
+            "prompt_id": f"prompt-{i}",
+            "messages": [{"role": role, "content": f"warm or cold {i}:"}],
+            "chosen": f"{i}-a",
+            "rejected": f"{i}-b",
+            "chosen_text": f"{GOOD[i % 4]} {GOOD[i // 4 % 4]}",
+            "rejected_text": f"{BAD[i % 4]} dull {BAD[i // 4 % 4]}",
+            "swapped": False,
+            "probability": None,
+            "labeller": "by hand",
+        }
+        for i in range(number)
+    ]
+
+
+@pytest.fixture(scope="module")
+def make_adapter(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
+    """Save a random adapter that does change the model's output."""
+
+    def make(seed: int) -> Path:
+        base = AutoModelForCausalLM.from_pretrained(tiny_model)
+        model = get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear", **LORA))
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for name, weights in model.named_parameters():
+                if "lora_" in name:
+                    weights.copy_(0.1 * torch.randn(weights.shape, generator=generator))
+        folder = tmp_path_factory.mktemp("adapter")
+        model.save_pretrained(folder)
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def adapters(make_adapter: Callable[[int], Path]) -> dict[str, Path | None]:
+    return {"none": None, "one": make_adapter(1), "other": make_adapter(2)}
+
+
+@pytest.fixture
+def make_plan(tiny_model: Path, tmp_path: Path, write_table: Callable[..., Table]) -> MakePlan:
+    """A plan whose every step sees all of the preferences, in a folder of its own."""
+
+    def make(
+        name: str,
+        rows: Sequence[dict[str, Any]],
+        *,
+        start: Path | None = None,
+        reference: Path | None = None,
+        **arguments: Any,
+    ) -> Plan:
+        defaults = {
+            "beta": BETA,
+            "max_length": 96,
+            "save_steps": 50,
+            "learning_rate": 1e-2,
+            "num_train_epochs": 2,
+            "per_device_train_batch_size": len(rows),
+            "warmup_steps": 0,
+            "weight_decay": 0.0,
+            "seed": 0,
+        }
+        arguments = defaults | arguments
+        return Plan(
+            model=tiny_model,
+            start=start,
+            reference=reference,
+            preferences=(write_table(rows, PREFERENCES).path,),
+            target=tmp_path / name / ADAPTER,
+            checkpoints=tmp_path / name / ".checkpoints",
+            arguments=arguments,
+            lora=LORA,
+            batch_size=arguments["per_device_train_batch_size"],
+            use_gpu=False,
+        )
+
+    return make
+
+
+def tuned(plan: Plan) -> tuple[dict[str, float], Logged]:
+    """Train, and give the measures and what was logged at each step."""
+    logged: Logged = {}
+    return train(plan, 0, lambda metrics, step: logged.update({step: metrics})), logged
+
+
+def likelihood(model: Any, tokenizer: Any, row: dict[str, Any], side: str) -> float:
+    """Log-probability of a response and its end, by a single forward pass of one sequence; nats."""
+    answer = row[f"{side}_text"]
+    if row["messages"][0]["role"] is None:
+        prompt = tokenizer(row["messages"][0]["content"])["input_ids"]
+        ids = prompt + tokenizer(answer)["input_ids"] + [tokenizer.eos_token_id]
+    else:
+        said = [*row["messages"], {"role": "assistant", "content": answer}]
+        prompt, ids = (
+            tokenizer.apply_chat_template(messages, add_generation_prompt=opening, return_dict=True)["input_ids"]
+            for messages, opening in ((row["messages"], True), (said, False))
+        )
+    with torch.inference_mode():
+        logp = model(torch.tensor([ids])).logits[0].log_softmax(-1)
+    return float(sum(logp[place - 1, ids[place]] for place in range(len(prompt), len(ids))))
+
+
+def mean_likelihoods(model_folder: Path, adapter: Path | None, rows: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Means over the rows for each side, with plain transformers and PEFT."""
+    tokenizer = AutoTokenizer.from_pretrained(model_folder)
+    model = AutoModelForCausalLM.from_pretrained(model_folder)
+    model = (model if adapter is None else PeftModel.from_pretrained(model, adapter)).eval()
+    return {
+        side: sum(likelihood(model, tokenizer, row, side) for row in rows) / len(rows) for side in ("chosen", "rejected")
+    }
+
+
+def weights_of(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "adapter_model.safetensors")
+
+
+def assert_same_weights(first: Path, second: Path, tolerance: float) -> None:
+    one, other = weights_of(first), weights_of(second)
+    assert one.keys() == other.keys()
+    for name, weights in one.items():
+        torch.testing.assert_close(weights, other[name], rtol=0, atol=tolerance, msg=name)
+
+
+@pytest.mark.parametrize("role", ["user", None])
+@pytest.mark.parametrize(
+    ("start", "reference"), [("none", "none"), ("one", "none"), ("none", "one"), ("one", "one"), ("one", "other")]
+)
+def test_start_and_reference_are_the_policies_that_the_plan_names(
+    make_plan: MakePlan, adapters: dict[str, Path | None], start: str, reference: str, role: str | None
+) -> None:
+    rows = rows_of(4, role)
+    plan = make_plan("run", rows, start=adapters[start], reference=adapters[reference])
+    expected = {name: mean_likelihoods(plan.model, adapters[name], rows) for name in (start, reference)}
+
+    measures, logged = tuned(plan)
+
+    margin = 0.0
+    for side, sign in (("chosen", 1), ("rejected", -1)):
+        policy, fixed = expected[start][side], expected[reference][side]
+        margin += sign * BETA * (policy - fixed)
+        assert measures[f"logps/{side}_before"] == pytest.approx(policy, abs=1e-3)
+        assert logged[1][f"train/logps/{side}"] == pytest.approx(policy, abs=1e-3)
+        assert logged[1][f"train/rewards/{side}"] == pytest.approx(BETA * (policy - fixed), abs=1e-3)
+        trained = logged[2][f"train/logps/{side}"]
+        assert abs(trained - policy) > 1e-2
+        assert trained - logged[2][f"train/rewards/{side}"] / BETA == pytest.approx(fixed, abs=1e-3)
+    assert measures["rewards/margins_before"] == pytest.approx(margin, abs=1e-3)
+
+
+@pytest.mark.parametrize("policy", ["none", "one"])
+def test_a_policy_that_is_its_own_reference_has_no_margins_before_training(
+    make_plan: MakePlan, adapters: dict[str, Path | None], policy: str
+) -> None:
+    plan = make_plan("run", rows_of(4), start=adapters[policy], reference=adapters[policy], num_train_epochs=1)
+    assert tuned(plan)[0]["rewards/margins_before"] == 0.0
+
+
+def test_only_the_trained_adapter_is_saved_and_plain_peft_loads_it(
+    make_plan: MakePlan, adapters: dict[str, Path | None]
+) -> None:
+    rows = rows_of(4)
+    plan = make_plan("run", rows, start=adapters["one"], reference=adapters["other"])
+    before = weights_of(plan.reference or Path())
+    measures, _ = tuned(plan)
+
+    assert [path.name for path in plan.target.rglob("*.safetensors")] == ["adapter_model.safetensors"]
+    assert {path.name for path in plan.target.iterdir() if path.is_dir()} == set()
+    assert json.loads((plan.target / "adapter_config.json").read_text())["r"] == LORA["r"]
+    after = mean_likelihoods(plan.model, plan.target, rows)
+    for side, value in after.items():
+        assert measures[f"logps/{side}_after"] == pytest.approx(value, abs=1e-3)
+    for name, weights in weights_of(plan.reference or Path()).items():
+        assert torch.equal(weights, before[name]), name
+
+
+def test_the_loss_falls_on_separable_preferences(make_plan: MakePlan) -> None:
+    plan = make_plan("run", rows_of(16), num_train_epochs=8, per_device_train_batch_size=4)
+    measures, logged = tuned(plan)
+    assert logged[1]["train/loss"] == pytest.approx(0.6931, abs=1e-3)
+    assert measures["loss"] < 0.2
+    assert measures["steps"] == 32
+    assert measures["rewards/accuracies_after"] == 1.0
+    assert measures["rewards/margins_after"] > 1
+
+
+class Interrupted(Exception):
+    """What stops a training in the tests."""
+
+
+@pytest.mark.parametrize("reference", ["none", "other"])
+def test_an_interrupted_training_ends_with_the_weights_of_a_whole_one(
+    make_plan: MakePlan, adapters: dict[str, Path | None], reference: str
+) -> None:
+    def plan_of(name: str) -> Plan:
+        return make_plan(
+            name,
+            rows_of(8),
+            start=adapters["one"],
+            reference=adapters[reference],
+            per_device_train_batch_size=2,
+            save_steps=2,
+        )
+
+    whole, cut = plan_of("whole"), plan_of("cut")
+    whole_measures, expected = tuned(whole)
+    assert sorted(expected) == list(range(1, 9))
+    first: Logged = {}
+
+    def until_step_6(metrics: dict[str, float], step: int) -> None:
+        if step == 6:
+            raise Interrupted
+        first[step] = metrics
+
+    with pytest.raises(Interrupted):
+        train(cut, 0, until_step_6)
+    assert not cut.target.exists()
+    assert Path(last_checkpoint(cut.checkpoints) or "").name == "checkpoint-4"
+    measures, second = tuned(cut)
+
+    assert sorted(first) == [1, 2, 3, 4, 5]
+    assert sorted(second) == [5, 6, 7, 8], "only what the checkpoint lacks is repeated"
+    for step, metrics in expected.items():
+        again = second.get(step, first.get(step, {}))
+        assert again["train/loss"] == pytest.approx(metrics["train/loss"], abs=1e-6), step
+    assert_same_weights(whole.target, cut.target, 1e-6)
+    assert measures == pytest.approx(whole_measures, abs=1e-4)
+
+
+def test_a_checkpoint_that_was_not_written_whole_is_ignored(make_plan: MakePlan) -> None:
+    plan = make_plan("run", rows_of(4), save_steps=1, per_device_train_batch_size=2)
+    tuned(plan)
+    assert Path(last_checkpoint(plan.checkpoints) or "").name == "checkpoint-4"
+    (plan.checkpoints / "checkpoint-4" / COMPLETE).unlink()
+    (plan.checkpoints / "checkpoint-4" / "adapter_model.safetensors").write_bytes(b"half")
+    assert Path(last_checkpoint(plan.checkpoints) or "").name == "checkpoint-3"
+    expected = weights_of(plan.target)
+    measures, logged = tuned(plan)
+    assert sorted(logged) == [4]
+    assert measures["steps"] == 4
+    for name, weights in weights_of(plan.target).items():
+        torch.testing.assert_close(weights, expected[name], rtol=0, atol=1e-6)
+
+
+def test_the_last_checkpoint_is_the_one_of_most_steps(tmp_path: Path) -> None:
+    assert last_checkpoint(tmp_path) is None
+    for step in (9, 100, 20):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        (tmp_path / f"checkpoint-{step}" / COMPLETE).touch()
+    assert Path(last_checkpoint(tmp_path) or "").name == "checkpoint-100"
+
+
+@pytest.fixture(scope="module")
+def local_ray() -> Iterator[None]:
+    with ray_session(Settings()):
+        yield
+
+
+def lessons_of(tiny_model: Path, table: Table, adapter: Path | None) -> Lessons:
+    base = Policy(digest="base", model=tiny_model)
+    start = Policy(digest="start", model=tiny_model, adapter=adapter)
+    return Lessons(base=base, start=start, reference=base, preferences=[table])
+
+
+def test_a_ray_train_worker_makes_the_adapter_that_this_process_makes(
+    tiny_model: Path,
+    adapters: dict[str, Path | None],
+    write_table: Callable[..., Table],
+    join_round: Callable[..., RoundContext],
+    make_home: Callable[[], Path],
+    local_ray: None,
+) -> None:
+    config = TrainingConfig(
+        beta=BETA,
+        lora=LoraShape(**LORA),
+        optimizer=OptimizerConfig(learning_rate=1e-3, num_epochs=2, batch_size=4, micro_batch_size=2),
+    )
+    lessons = lessons_of(tiny_model, write_table(rows_of(8), PREFERENCES), adapters["one"])
+    made = {}
+    for num_workers in (0, 1):
+        here = join_round(make_home())
+        here = replace(
+            here, settings=here.settings.model_copy(update={"train": TrainSettings(num_workers=num_workers)})
+        )
+        made[num_workers] = train_policy.fn(lessons, config, here)
+        steps = [metric.step for metric in here.tracker.client.get_metric_history(here.run, "train/loss")]
+        assert steps == [1, 2, 3, 4], "the worker reports to MLflow itself"
+        assert {path.name for path in made[num_workers].path.iterdir()} == {ADAPTER, "manifest.json"}
+
+    alone, worker = (trained_policy(lessons.base, made[n]).adapter or Path() for n in (0, 1))
+    assert_same_weights(alone, worker, 1e-5)
+    assert made[0].digest == made[1].digest, "where it ran does not make it another stage"
+    for name in ("loss", "steps", "rewards/margins_after", "num_labels"):
+        first, second = (manifest_of(made[n]).measures[name] for n in (0, 1))
+        assert second == pytest.approx(first, abs=1e-4), name
