@@ -57,7 +57,6 @@ def check_engine(settings: EngineSettings) -> None:
 
     Raises:
         InputError: vLLM is not installed in this environment, or the other interpreter doesn't exist.
-
     """
     if settings.python is not None:
         if not settings.python.exists():
@@ -102,7 +101,6 @@ class VllmEngine:
 
         Raises:
             InputError: a prompt leaves no room for a response.
-
         """
         import torch
 

@@ -35,7 +35,6 @@ class FolderCheckpoint(BaseModel):
 
         Raises:
             InputError: no such folder, or one without a config or weights.
-
         """
         return checked_folder(self.path.expanduser().resolve())
 
@@ -54,7 +53,6 @@ class HubCheckpoint(BaseModel):
 
         Raises:
             InputError: the hub doesn't answer, or knows no such model.
-
         """
         from huggingface_hub import snapshot_download
 
@@ -81,7 +79,6 @@ class PackagedCheckpoint(BaseModel):
 
         Raises:
             InputError: the package or the file in it is missing.
-
         """
         source = self._source()
         target = cache / f"{self.package}-{digest_of([digest_of_file(source), 1])[:12]}"
@@ -146,7 +143,6 @@ def checked_folder(folder: Path) -> Path:
 
     Raises:
         InputError: it is missing, or lacks a config or weights.
-
     """
     if not folder.is_dir():
         raise InputError(f"model folder {folder} does not exist: check model.path")

@@ -18,7 +18,6 @@ def reachable(tracking_uri: str, *, attempts: int = 3, timeout: float = 5.0) -> 
     Raises:
         InputError: a server doesn't answer.
         InputError: the folder of a SQLite or file store can't be written.
-
     """
     if tracking_uri.startswith(("http://", "https://")):
         await_answer("MLflow", tracking_uri, attempts=attempts, timeout=timeout)
@@ -48,7 +47,6 @@ def await_answer(server: str, url: str, *, attempts: int = 3, timeout: float = 5
 
     Raises:
         InputError: it doesn't; the message names the server and its address without a password.
-
     """
     parts = urlsplit(url)
     address = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path.rstrip('/')}"

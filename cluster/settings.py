@@ -113,7 +113,6 @@ def read_settings() -> Settings:
 
     Raises:
         InputError: a variable doesn't fit; all faults are listed.
-
     """
     try:
         return Settings()

@@ -111,7 +111,7 @@ class StageFolder:
     def work(self) -> Iterator[float]:
         """Hold the folder against other processes while its stage is worked on; gives the starting time."""
         self.path.mkdir(parents=True, exist_ok=True)
-        with FileLock(self.path.with_suffix(".lock"), is_singleton=True):
+        with FileLock(self.path.with_suffix(".lock")):
             yield time.time()
 
     def finish(self, started: float, *, rows: int, schema_digest: str | None, measures: Mapping[str, Any]) -> Manifest:
@@ -162,7 +162,6 @@ class Store:
 
         Raises:
             InputError: the store can't be written.
-
         """
         probe = self.root / f".probe-{os.getpid()}"
         try:
@@ -181,7 +180,6 @@ class Store:
 
         Raises:
             InputError: another process runs this lineage now.
-
         """
         path = self.lineage(name) / ".lock"
         path.parent.mkdir(parents=True, exist_ok=True)

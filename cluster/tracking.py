@@ -75,7 +75,6 @@ class Tracker:
 
         Raises:
             InputError: the run already holds another value, which MLflow can't change.
-
         """
         from mlflow.entities import Param
 
@@ -130,7 +129,6 @@ class Tracker:
 
         Raises:
             InputError: the name doesn't end in .json, or the columns differ in length.
-
         """
         lengths = {name: len(column) for name, column in columns.items()}
         if not artifact_file.endswith(".json"):
@@ -146,7 +144,6 @@ class Tracker:
 
         Raises:
             InputError: the run has no artifacts under that path.
-
         """
         client = self.client
         for version in client.search_model_versions(f"run_id = '{run}'"):

@@ -92,7 +92,6 @@ def load_config(path: Path) -> LineageConfig:
 
     Raises:
         InputError: no such file, not YAML, or a value that doesn't fit; all faults are listed with their place.
-
     """
     if not path.is_file():
         raise InputError(f"config {path} does not exist")

@@ -21,7 +21,6 @@ def serve_uis(settings: Settings, *, prefect_port: int, mlflow_port: int, consol
 
     Raises:
         InputError: a server doesn't come up.
-
     """
     prefect, mlflow = f"http://{HOST}:{prefect_port}", f"http://{HOST}:{mlflow_port}"
     servers = [_prefect(prefect_port), _mlflow(settings, mlflow_port)]

@@ -63,7 +63,6 @@ def history(store: Store, lineage: str, round_number: int, base: Policy) -> Hist
 
     Raises:
         InputError: one of them is unfinished.
-
     """
     policies, labelled = [], []
     for earlier in range(round_number):
@@ -104,7 +103,6 @@ def keep_config(store: Store, lineage: str, config: RoundConfig) -> None:
 
     Raises:
         InputError: the lineage has run with another config.
-
     """
     file = store.lineage(lineage) / "config.json"
     wanted = config.model_dump(mode="json")

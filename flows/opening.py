@@ -25,7 +25,6 @@ def check_round(config: RoundConfig, settings: Settings) -> None:
 
     Raises:
         InputError: prompts, model, engine, store, MLflow or Prefect can't serve it.
-
     """
     check_prompts(config.prompts)
     check_engine(settings.engine)
@@ -40,7 +39,6 @@ def check_prefect(settings: Settings) -> None:
 
     Raises:
         InputError: it doesn't answer.
-
     """
     if settings.prefect is not None:
         await_answer("Prefect", settings.prefect, timeout=settings.connect_timeout)
@@ -52,7 +50,6 @@ def claim(config: RoundConfig, lineage: str, settings: Settings) -> Iterator[Non
 
     Raises:
         InputError: the lineage is busy, or has run with another config.
-
     """
     store = Store(settings.store)
     with store.hold_lineage(lineage):
@@ -68,7 +65,6 @@ def open_round(
 
     Raises:
         InputError: the lineage is busy, has run with another config, or lacks an earlier round.
-
     """
     with claim(config, lineage, settings):
         past = history(Store(settings.store), lineage, round_number, base_policy(config.model, settings.cache))

@@ -37,7 +37,6 @@ def evaluate_policy(
             difference is the Monte Carlo estimate of KL(pi || pi_ref), nats per response.
         config: the reward.
         here: the round.
-
     """
 
     def work(folder: Path) -> dict[str, Any]:

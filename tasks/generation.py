@@ -4,7 +4,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 
 from cluster.engines import EngineLimits, Sampling
 from cluster.models import Policy, merged_checkpoint
@@ -27,7 +27,16 @@ class GenerationConfig(BaseModel):
     top_p: float = Field(1.0, gt=0, le=1)
     shard_size: PositiveInt = Field(8, description="prompts of one shard: what a killed run repeats at most")
     weights: Literal["adapter", "merged"] = Field("adapter", description="serve LoRA as it is, or merged into the base")
-    max_lora_rank: PositiveInt = Field(16, description="largest rank of an adapter that the engine makes room for")
+    max_lora_rank: int = Field(16, gt=0, le=512, description="largest rank that the engine makes room for")
+
+    @model_validator(mode="after")
+    def _leaves_room(self) -> "GenerationConfig":
+        if self.max_tokens >= self.max_model_len:
+            raise ValueError(
+                f"max_tokens {self.max_tokens} leaves no room for a prompt in max_model_len {self.max_model_len}: "
+                "lower it or raise max_model_len"
+            )
+        return self
 
 
 @stage_task("{name}", retry_delays=[10, 60])

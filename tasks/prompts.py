@@ -43,7 +43,6 @@ def read_prompts(path: Path) -> list[dict[str, Any]]:
 
     Raises:
         InputError: no such file, an empty or unreadable one, a line that is not JSON, or a row without `prompt`.
-
     """
     if not path.is_file():
         raise InputError(f"prompts file {path} does not exist: check prompts.path")
@@ -136,7 +135,6 @@ def check_prompts(config: PromptsConfig) -> None:
 
     Raises:
         InputError: the file is unreadable, or has fewer prompts than a round or the evaluation needs.
-
     """
     drawn, held_out = split(read_prompts(config.path), config.held_out_share)
     for found, needed, name, remedy in (

@@ -59,7 +59,6 @@ def select_pairs(
 
     Raises:
         ValueError: the budget exceeds the pairs of the pool.
-
     """
     seed = here.seed_of("selection")
 

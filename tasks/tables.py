@@ -121,7 +121,6 @@ def check(table: pa.Table, schema: pa.Schema, where: str) -> pa.Table:
 
     Raises:
         InputError: with every missing, mistyped and superfluous column and every null that may not be.
-
     """
     faults = [f"column {name!r} is missing" for name in schema.names if name not in table.column_names]
     faults += [f"column {name!r} is not in the schema" for name in table.column_names if name not in schema.names]
@@ -145,7 +144,6 @@ def write_part(path: Path, rows: Sequence[dict[str, object]], schema: pa.Schema)
 
     Raises:
         InputError: the rows don't keep the schema.
-
     """
     write_arrow(path, pa.Table.from_pylist(list(rows), schema=schema), schema)
 
@@ -155,7 +153,6 @@ def write_arrow(path: Path, table: pa.Table, schema: pa.Schema) -> None:
 
     Raises:
         InputError: the table doesn't keep the schema.
-
     """
     check(table, schema, str(path))
     with atomic_path(path) as temporary:
@@ -183,7 +180,6 @@ def read(folder: Path, schema: pa.Schema) -> pa.Table:
 
     Raises:
         InputError: a file doesn't keep the schema.
-
     """
     tables = [check(pq.read_table(path), schema, str(path)) for path in parts(folder)]
     return pa.concat_tables(tables) if tables else schema.empty_table()
@@ -194,7 +190,6 @@ def read_features(folder: Path) -> pa.Table:
 
     Raises:
         InputError: a file doesn't keep the schema.
-
     """
     found = pq.read_schema(parts(folder)[0])
     kind = found.field("feature").type if "feature" in found.names else pa.null()

@@ -25,7 +25,7 @@ QUIET = {
 }
 os.environ.update(QUIET)
 
-WORDS = "good bad happy sad love hate great awful nice poor fine dull warm cold bright grim".split()
+WORDS = ("good", "bad", "happy", "sad", "love", "hate", "great", "awful", "nice", "poor", "fine", "dull", "warm")
 BIN = Path(sys.executable).parent
 
 

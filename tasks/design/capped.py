@@ -23,7 +23,6 @@ class BoundedProblem:
 
     Raises:
         ValueError: no design is allowed, see `check_budget`.
-
     """
 
     criterion: TraceCriterion
@@ -57,7 +56,6 @@ class Design:
         gap: Frank-Wolfe gap G = max_v sum_e (v_e - w_e) s_e over the designs v allowed.
         iterations: steps taken.
         converged: the gap is at most the tolerance times the objective.
-
     """
 
     weights: FloatArray

@@ -30,7 +30,6 @@ class TraceCriterion:
         prior: information of labels already held, (dim, dim).
         ridge: multiple of the identity added to every information matrix.
         fisher_root: H^(1/2) with H = root root', (dim, rank of H).
-
     """
 
     features: FloatArray
@@ -85,7 +84,6 @@ class Expansion:
         objective: tr(H M^-1).
         inverse_root: R with R R' = M^-1, (dim, dim).
         whitened: R' H^(1/2), (dim, rank).
-
     """
 
     objective: float
@@ -125,7 +123,6 @@ def trace_criterion(pool: Pool, *, ridge: float) -> TraceCriterion:
 
     Raises:
         ValueError: the policy Fisher information has a negative eigenvalue.
-
     """
     prior = 0.0 if pool.prior_information is None else pool.prior_information
     return TraceCriterion(

@@ -27,7 +27,6 @@ def exchange_pairs(problem: BoundedProblem, chosen: IntArray, *, goal: float) ->
         problem: criterion, budget and cap.
         chosen: flat pair indices, within the limits.
         goal: objective that is good enough, such as a lower bound.
-
     """
     criterion, size = problem.criterion, max(1, len(chosen) // 8)
     held = criterion.information(_indicator(problem, chosen))

@@ -76,7 +76,6 @@ def pair_scores(features: FloatArray, curvature: FloatArray, *, root: FloatArray
         features: (P, K, dim), centred within prompts for accuracy.
         curvature: beta^2 sigma'(z_e), (P, m).
         root: T, (dim, q). M^-1 H^(1/2) gives the gain in tr(H M^-1), M^(-1/2) the leverage a' M^-1 a.
-
     """
     num_prompts, num_responses, dim = features.shape
     first, second = pair_slots(num_responses)

@@ -28,7 +28,6 @@ class Pool:
         ValueError: a shape disagrees with `features`.
         ValueError: an entry is NaN or infinite; the message names its place.
         ValueError: a matrix is not symmetric, or beta is not positive and finite.
-
     """
 
     features: FloatArray
@@ -117,7 +116,6 @@ class Certificate:
         iterations: Frank-Wolfe steps taken.
         seconds: wall time of design and rounding.
         converged: the Frank-Wolfe gap reached the tolerance.
-
     """
 
     objective: float
@@ -143,7 +141,6 @@ class Selection:
         inclusion_probabilities: chance of the pair to be chosen; None where it is undefined or unknown.
         scores: the selector's own score of the pair.
         certificate: what is proven about the selection.
-
     """
 
     prompt: IntArray

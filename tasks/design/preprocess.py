@@ -18,7 +18,6 @@ class Projection:
         mean: (dim_in,).
         gain: 1 / standard deviation, (dim_in,); 0 for a constant column.
         axes: principal axes as columns, (dim_in, dim_out); the entry of largest size is positive.
-
     """
 
     mean: FloatArray
@@ -49,7 +48,6 @@ def fit_projection(features: FloatArray, valid: BoolArray, *, dim: int) -> Proje
 
     Raises:
         ValueError: `dim` is below 1, no response is valid, or a valid one holds NaN or infinity.
-
     """
     rows = features[valid]
     if dim < 1 or len(rows) == 0:
@@ -69,7 +67,6 @@ def prior_information(difference_features: FloatArray, margins: FloatArray, *, b
         difference_features: g_e = phi_a - phi_b of every label, (n, dim), mapped like the pool's features.
         margins: z_e under the present policy, in nats, (n,).
         beta: inverse temperature of the preference loss.
-
     """
     roots = beta * np.sqrt(logistic_curvature(margins))
     rows = difference_features.astype(np.float64) * roots[:, None]

@@ -12,7 +12,6 @@ def check_budget(mask: BoolArray, budget: int, *, cap: int | None) -> None:
 
     Raises:
         ValueError: the budget is below 1, above the pairs of the pool, or above what the cap leaves of them.
-
     """
     if budget < 1:
         raise ValueError(f"budget {budget} selects nothing: raise selection.budget to 1 or more")
@@ -35,7 +34,6 @@ def take_in_order(order: IntArray, num_slots: int, *, budget: int, cap: int | In
         num_slots: pair slots of a prompt.
         budget: most pairs to take.
         cap: most pairs of one prompt; None: no limit.
-
     """
     if cap is None:
         return order[:budget]
@@ -74,7 +72,6 @@ def round_design(weights: FloatArray, scores: FloatArray, *, mask: BoolArray, bu
 
     Raises:
         ValueError: the budget can't be met, see `check_budget`.
-
     """
     check_budget(mask, budget, cap=cap)
     order = sort_pairs(weights, scores, pairs=np.flatnonzero(mask))

@@ -21,7 +21,6 @@ class Selector(Protocol):
 
     Raises:
         ValueError: the pool can't hold the budget.
-
     """
 
     def __call__(self, pool: Pool, budget: int, rng: np.random.Generator) -> Selection:
@@ -68,7 +67,6 @@ class TraceDesign:
         tolerance: certified relative gap at which the relaxed design is good enough.
         max_iterations: Frank-Wolfe steps at most; the certificate holds even where they don't suffice.
         max_pairs_per_prompt: cap on the pairs of one prompt; None: no cap.
-
     """
 
     kind: Literal["trace_design"] = "trace_design"

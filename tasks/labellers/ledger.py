@@ -90,7 +90,6 @@ class Ledger:
         Raises:
             InputError: the file is not a ledger of this version.
             InputError: a known label prefers neither response of the question.
-
         """
         if batch_size < 1:
             raise InputError(f"batch_size is {batch_size}: expected 1 or more")

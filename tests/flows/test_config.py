@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from cluster.errors import InputError
 from flows.config import LineageConfig, RoundConfig, load_config
 from tasks.design.selectors import SELECTORS
+from tasks.prompts import check_prompts
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 
@@ -166,7 +167,8 @@ def test_a_file_that_holds_no_config_is_refused(tmp_path: Path, content: bytes, 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
 def test_every_shipped_config_loads_and_its_prompts_are_there(path: Path) -> None:
     config = load_config(path)
-    assert config.round.prompts.path.is_file()
+    assert config.round.prompts.path.parent == path.parent
+    check_prompts(config.round.prompts)
 
 
 def test_shipped_configs_are_lineages_of_their_own() -> None:

@@ -142,7 +142,8 @@ def mean_likelihoods(model_folder: Path, adapter: Path | None, rows: Sequence[di
     model = AutoModelForCausalLM.from_pretrained(model_folder)
     model = (model if adapter is None else PeftModel.from_pretrained(model, adapter)).eval()
     return {
-        side: sum(likelihood(model, tokenizer, row, side) for row in rows) / len(rows) for side in ("chosen", "rejected")
+        side: sum(likelihood(model, tokenizer, row, side) for row in rows) / len(rows)
+        for side in ("chosen", "rejected")
     }
 
 
