@@ -26,9 +26,7 @@ GOOD, BAD = ("good", "happy", "love", "great"), ("bad", "sad", "hate", "awful")
 Logged = dict[int, dict[str, float]]
 MakePlan = Callable[..., Plan]
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*use_push_based_shuffle:DeprecationWarning"),  # ray.data
-]
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")
 
 
 def rows_of(number: int, role: str | None = "user") -> list[dict[str, Any]]:

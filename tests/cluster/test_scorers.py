@@ -1,0 +1,191 @@
+"""Scores of the torch model against one sequence at a time, and merged weights against their adapter."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from cluster.models import Policy, merged_checkpoint
+from cluster.rendering import Message, prompt_tokens
+from cluster.scorers import Scored, Scoring, TorchScorer
+from cluster.settings import TorchSettings
+
+PROMPTS: list[list[Message]] = [
+    [{"role": "user", "content": "good or bad"}],
+    [{"role": None, "content": "warm and"}],
+    [{"role": "user", "content": "happy, sad, love, hate: which of these is it, and why is it not another of them?"}],
+    [{"role": "user", "content": "dull"}],
+    [{"role": "user", "content": "dull"}],
+]
+Alone = dict[str, list[tuple[float, torch.Tensor]]]
+RESPONSES = [[70, 71, 72], [99, 2], [300], [80] * 40, [301, 55, 2]]
+
+
+@pytest.fixture(scope="module")
+def make_adapter(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
+    """Save a random adapter that does change the model's output."""
+
+    def make(seed: int) -> Path:
+        base = AutoModelForCausalLM.from_pretrained(tiny_model)
+        model = get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear", r=4))
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for name, weights in model.named_parameters():
+                if "lora_" in name:
+                    weights.copy_(0.1 * torch.randn(weights.shape, generator=generator))
+        folder = tmp_path_factory.mktemp("adapter.with.dots")
+        model.save_pretrained(folder)
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def adapters(make_adapter: Callable[[int], Path]) -> dict[str, Path | None]:
+    return {"none": None, "one": make_adapter(1), "other": make_adapter(2)}
+
+
+@pytest.fixture(scope="module")
+def scorer(tiny_model: Path) -> TorchScorer:
+    return TorchScorer(tiny_model, TorchSettings())
+
+
+def scoring(
+    policy: Path | None = None, reference: Path | None = None, pooling: Any = "last", batch_size: int = 2
+) -> Scoring:
+    return Scoring(policy, reference, pooling, batch_size)
+
+
+@pytest.fixture(scope="module")
+def alone(tiny_model: Path, adapters: dict[str, Path | None]) -> Alone:
+    return {name: one_by_one(tiny_model, adapter) for name, adapter in adapters.items()}
+
+
+def one_by_one(model_folder: Path, adapter: Path | None) -> list[tuple[float, torch.Tensor]]:
+    """Summed log-probability and final-layer states of the response tokens, without batches or padding."""
+    tokenizer = AutoTokenizer.from_pretrained(model_folder)
+    model = AutoModelForCausalLM.from_pretrained(model_folder)
+    model = (model if adapter is None else PeftModel.from_pretrained(model, adapter)).eval()
+    found = []
+    for prompt, response in zip(PROMPTS, RESPONSES, strict=True):
+        opening = prompt_tokens(tokenizer, prompt)
+        ids = opening + response
+        with torch.inference_mode():
+            output = model(torch.tensor([ids]), output_hidden_states=True)
+        logp = output.logits[0].log_softmax(-1)
+        total = sum(float(logp[place - 1, ids[place]]) for place in range(len(opening), len(ids)))
+        found.append((total, output.hidden_states[-1][0, len(opening) :]))
+    return found
+
+
+def logps(scores: Sequence[Scored]) -> list[tuple[float, float]]:
+    return [(score.logp_policy, score.logp_reference) for score in scores]
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 5, 16])
+@pytest.mark.parametrize(("policy", "reference"), [("none", "none"), ("one", "none"), ("none", "one"), ("one", "other")])
+def test_log_probabilities_are_those_of_one_sequence_at_a_time(
+    scorer: TorchScorer, adapters: dict[str, Path | None], alone: Alone, policy: str, reference: str, batch_size: int
+) -> None:
+    asked = scoring(adapters[policy], adapters[reference], batch_size=batch_size)
+    scores, seconds = scorer.score(PROMPTS, RESPONSES, asked)
+    expected = [(one[0], other[0]) for one, other in zip(alone[policy], alone[reference], strict=True)]
+    for found, wanted in zip(logps(scores), expected, strict=True):
+        assert found == pytest.approx(wanted, abs=1e-4)
+    assert seconds > 0
+
+
+@pytest.mark.parametrize("policy", ["none", "one"])
+@pytest.mark.parametrize("batch_size", [1, 5])
+def test_features_are_the_last_or_the_mean_state_of_the_response_under_the_policy(
+    scorer: TorchScorer, adapters: dict[str, Path | None], alone: Alone, policy: str, batch_size: int
+) -> None:
+    states = [own for _, own in alone[policy]]
+    for pooling, expected in (("last", [own[-1] for own in states]), ("mean", [own.mean(0) for own in states])):
+        asked = scoring(adapters[policy], adapters["other"], pooling, batch_size)
+        scores, _ = scorer.score(PROMPTS, RESPONSES, asked)
+        found = torch.tensor([score.feature for score in scores])
+        torch.testing.assert_close(found, torch.stack(expected), rtol=0, atol=1e-4)
+
+
+def test_one_instance_goes_from_adapter_to_adapter_and_back_without_a_trace(
+    tiny_model: Path, adapters: dict[str, Path | None]
+) -> None:
+    scorer = TorchScorer(tiny_model, TorchSettings())
+    tour = ["none", "one", "none", "other", "one", "none"]
+    seen: dict[str, list[list[Scored]]] = {}
+    for name in tour:
+        seen.setdefault(name, []).append(scorer.score(PROMPTS, RESPONSES, scoring(adapters[name], adapters[name]))[0])
+    for name, visits in seen.items():
+        assert all(visit == visits[0] for visit in visits), name
+    distinct = [logps(visits[0]) for visits in seen.values()]
+    assert distinct[0] != distinct[1] != distinct[2] != distinct[0]
+    assert seen["none"][0] == TorchScorer(tiny_model, TorchSettings()).score(PROMPTS, RESPONSES, scoring())[0]
+
+
+def test_a_policy_that_is_its_own_reference_scores_the_same_as_both(
+    scorer: TorchScorer, adapters: dict[str, Path | None]
+) -> None:
+    scores, _ = scorer.score(PROMPTS, RESPONSES, scoring(adapters["one"], adapters["one"]))
+    assert all(score.logp_policy == score.logp_reference for score in scores)
+
+
+def test_only_the_tokens_of_the_response_are_counted(tiny_model: Path, scorer: TorchScorer) -> None:
+    """Moving a token from the response to its plain-text prompt takes that token's log-probability off the sum."""
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    texts = ["good", "good bad", "good bad happy"]
+    tokens = [tokenizer(text)["input_ids"] for text in texts]
+    assert tokens[1][: len(tokens[0])] == tokens[0]
+    assert tokens[2][: len(tokens[1])] == tokens[1]
+    prompts = [[{"role": None, "content": text}] for text in (texts[0], texts[0], texts[1])]
+    responses = [tokens[2][len(tokens[0]) :], tokens[1][len(tokens[0]) :], tokens[2][len(tokens[1]) :]]
+    whole, head, tail = (score.logp_policy for score in scorer.score(prompts, responses, scoring())[0])
+    assert whole == pytest.approx(head + tail, abs=1e-4)
+    assert min(abs(head), abs(tail)) > 1
+
+
+def test_an_empty_response_has_log_probability_zero(scorer: TorchScorer) -> None:
+    """A response with no tokens comes from an engine that stops at once; nothing of the prompt is counted for it."""
+    scores, _ = scorer.score(PROMPTS[:2], [[], [99, 2]], scoring())
+    assert scores[0].logp_policy == 0.0
+    assert scores[1].logp_policy < 0.0
+
+
+@pytest.fixture
+def tuned(tiny_model: Path, adapters: dict[str, Path | None]) -> Policy:
+    return Policy(digest="f" * 64, model=tiny_model, adapter=adapters["one"])
+
+
+def test_merged_weights_score_as_base_and_adapter(
+    tuned: Policy, scorer: TorchScorer, adapters: dict[str, Path | None], tmp_path: Path
+) -> None:
+    merged = TorchScorer(merged_checkpoint(tuned, tmp_path), TorchSettings())
+    as_base, _ = merged.score(PROMPTS, RESPONSES, scoring())
+    with_adapter, _ = scorer.score(PROMPTS, RESPONSES, scoring(adapters["one"]))
+    bare, _ = scorer.score(PROMPTS, RESPONSES, scoring())
+    for found, expected, other in zip(as_base, with_adapter, bare, strict=True):
+        assert found.logp_policy == pytest.approx(expected.logp_policy, abs=1e-4)
+        assert abs(found.logp_policy - other.logp_policy) > 1e-2
+        assert found.feature == pytest.approx(expected.feature, abs=1e-4)
+
+
+def test_weights_are_merged_once(tuned: Policy, tmp_path: Path) -> None:
+    first = merged_checkpoint(tuned, tmp_path)
+    written = {path: path.stat().st_mtime_ns for path in first.iterdir()}
+    assert (first / "model.safetensors") in written
+    assert merged_checkpoint(tuned, tmp_path) == first
+    assert {path: path.stat().st_mtime_ns for path in first.iterdir()} == written
+
+
+def test_each_policy_has_its_own_merged_weights(tuned: Policy, adapters: dict[str, Path | None], tmp_path: Path) -> None:
+    other = Policy(digest="e" * 64, model=tuned.model, adapter=adapters["other"])
+    assert merged_checkpoint(tuned, tmp_path) != merged_checkpoint(other, tmp_path)
+
+
+def test_a_base_policy_needs_no_merging(tiny_model: Path, tmp_path: Path) -> None:
+    assert merged_checkpoint(Policy(digest="d" * 64, model=tiny_model), tmp_path / "cache") == tiny_model
+    assert not (tmp_path / "cache").exists()

@@ -1,0 +1,65 @@
+"""What the README shows works as it stands there."""
+
+import re
+import subprocess
+import typing
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from tasks.design.pool import Pool, Selection
+from tasks.design.rounding import check_budget
+from tasks.design.selectors import TraceDesign, Uniform
+from tasks.labellers.ledger import Ledger, question_key
+from tasks.labellers.protocol import Answer, Question
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+SELECTOR, LABELLER = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+NAMES = (dataclass, Literal, Sequence, np, Pool, Selection, check_budget, TraceDesign, Uniform, Answer, Question)
+
+
+def shown(block: str) -> dict[str, Any]:
+    """The names that a block defines, given the imports of the file it belongs to."""
+    names = {getattr(name, "__name__", None) or name._name: name for name in NAMES} | {"np": np}
+    exec(block, names)
+    return names
+
+
+def test_the_selector_of_the_readme_selects() -> None:
+    names = shown(SELECTOR)
+    rewards = np.array([[0.0, 1.0, 5.0], [0.0, 0.5, 0.6]])
+    pool = Pool(features=np.ones((2, 3, 2)), valid=np.ones((2, 3), dtype=bool), rewards=rewards, beta=0.1)
+    selection = names["LargestMargin"]()(pool, 2, np.random.default_rng(0))
+    assert selection.scores.tolist() == [5.0, 4.0]
+    assert names["LargestMargin"] in typing.get_args(names["AnySelector"])
+
+
+def test_the_labeller_of_the_readme_is_paid_once(tmp_path: Path) -> None:
+    labeller = shown(LABELLER)["Shorter"]()
+    key = question_key("why", first="because", second="so")
+    question = Question(key=key, prompt="why", first="because", second="so")
+    ledger = Ledger(path=tmp_path / "ledger.sqlite")
+    labels = [ledger.buy([question], labeller, lineage="a", round_number=0)[0] for _ in range(2)]
+    assert [label.preferred for label in labels] == ["second", "second"]
+    assert [label.bought for label in labels] == [True, False]
+
+
+def test_the_tree_of_the_readme_names_every_module() -> None:
+    tree = README.split("## The tree")[1].split("```")[1]
+    command = ["git", "ls-files", "flows", "tasks", "cluster"]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    modules = [Path(name) for name in listed.stdout.split() if name.endswith(".py") and "__init__" not in name]
+    assert modules
+    names = [module.name if len(module.parts) == 2 else f"  {module.parent.name}/" for module in modules]
+    assert [name for name in names if name not in tree] == []
+
+
+def test_every_command_of_the_readme_exists() -> None:
+    from flows.cli import app
+
+    commands = {command.name or command.callback.__name__ for command in app.registered_commands}
+    assert {line.split()[1] for line in README.splitlines() if line.startswith("pairwright ")} == commands
