@@ -12,8 +12,11 @@ from cluster.errors import InputError
 from cluster.settings import Settings, read_settings
 from cluster.storage import Store
 
+LOG_WIDTH = 140
+"""Columns of tables that don't go to a terminal."""
+
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
-console = Console()
+console = Console(width=None if sys.stdout.isatty() else LOG_WIDTH)
 
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file of a lineage, see configs/")]
 ConfigFiles = Annotated[list[Path], typer.Argument(metavar="CONFIG...", help="YAML files of lineages")]
@@ -41,7 +44,7 @@ def run(
         ran = tune(lineage)
     _show(settings, lineage.lineage)
     kept = lineage.rounds - ran
-    console.print(f"{ran} rounds run; {kept} were finished before, and every stage of theirs was reused")
+    console.print(f"rounds: {ran} run, {kept} found finished and every stage of them reused")
 
 
 @app.command(name="round")

@@ -51,7 +51,14 @@ def adapters(make_adapter: Callable[[int], Path]) -> dict[str, Path | None]:
 
 @pytest.fixture(scope="module")
 def scorer(tiny_model: Path) -> TorchScorer:
-    return TorchScorer(tiny_model, TorchSettings())
+    return scorer_of(tiny_model)
+
+
+def scorer_of(model: Path) -> TorchScorer:
+    """A scorer on one thread: such small matrices gain nothing from more, and lose much where cores are busy."""
+    made = TorchScorer(model, TorchSettings())
+    torch.set_num_threads(1)
+    return made
 
 
 def scoring(
@@ -87,7 +94,9 @@ def logps(scores: Sequence[Scored]) -> list[tuple[float, float]]:
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 5, 16])
-@pytest.mark.parametrize(("policy", "reference"), [("none", "none"), ("one", "none"), ("none", "one"), ("one", "other")])
+@pytest.mark.parametrize(
+    ("policy", "reference"), [("none", "none"), ("one", "none"), ("none", "one"), ("one", "other")]
+)
 def test_log_probabilities_are_those_of_one_sequence_at_a_time(
     scorer: TorchScorer, adapters: dict[str, Path | None], alone: Alone, policy: str, reference: str, batch_size: int
 ) -> None:
@@ -115,7 +124,7 @@ def test_features_are_the_last_or_the_mean_state_of_the_response_under_the_polic
 def test_one_instance_goes_from_adapter_to_adapter_and_back_without_a_trace(
     tiny_model: Path, adapters: dict[str, Path | None]
 ) -> None:
-    scorer = TorchScorer(tiny_model, TorchSettings())
+    scorer = scorer_of(tiny_model)
     tour = ["none", "one", "none", "other", "one", "none"]
     seen: dict[str, list[list[Scored]]] = {}
     for name in tour:
@@ -124,7 +133,7 @@ def test_one_instance_goes_from_adapter_to_adapter_and_back_without_a_trace(
         assert all(visit == visits[0] for visit in visits), name
     distinct = [logps(visits[0]) for visits in seen.values()]
     assert distinct[0] != distinct[1] != distinct[2] != distinct[0]
-    assert seen["none"][0] == TorchScorer(tiny_model, TorchSettings()).score(PROMPTS, RESPONSES, scoring())[0]
+    assert seen["none"][0] == scorer_of(tiny_model).score(PROMPTS, RESPONSES, scoring())[0]
 
 
 def test_a_policy_that_is_its_own_reference_scores_the_same_as_both(
@@ -163,7 +172,7 @@ def tuned(tiny_model: Path, adapters: dict[str, Path | None]) -> Policy:
 def test_merged_weights_score_as_base_and_adapter(
     tuned: Policy, scorer: TorchScorer, adapters: dict[str, Path | None], tmp_path: Path
 ) -> None:
-    merged = TorchScorer(merged_checkpoint(tuned, tmp_path), TorchSettings())
+    merged = scorer_of(merged_checkpoint(tuned, tmp_path))
     as_base, _ = merged.score(PROMPTS, RESPONSES, scoring())
     with_adapter, _ = scorer.score(PROMPTS, RESPONSES, scoring(adapters["one"]))
     bare, _ = scorer.score(PROMPTS, RESPONSES, scoring())
@@ -181,7 +190,9 @@ def test_weights_are_merged_once(tuned: Policy, tmp_path: Path) -> None:
     assert {path: path.stat().st_mtime_ns for path in first.iterdir()} == written
 
 
-def test_each_policy_has_its_own_merged_weights(tuned: Policy, adapters: dict[str, Path | None], tmp_path: Path) -> None:
+def test_each_policy_has_its_own_merged_weights(
+    tuned: Policy, adapters: dict[str, Path | None], tmp_path: Path
+) -> None:
     other = Policy(digest="e" * 64, model=tuned.model, adapter=adapters["other"])
     assert merged_checkpoint(tuned, tmp_path) != merged_checkpoint(other, tmp_path)
 

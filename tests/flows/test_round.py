@@ -116,6 +116,13 @@ def test_prefect_shows_each_stage_with_its_lineage_and_round(undisturbed: Any) -
     assert len(states) == len(STAGES)
 
 
+def test_prefect_shows_the_progress_of_generation(undisturbed: Any) -> None:
+    with SyncPrefectClient(api=undisturbed.prefect) as client:
+        artifacts = [artifact for artifact in client.read_artifacts() if artifact.key == "undisturbed-r000-pool"]
+    assert [artifact.type for artifact in artifacts] == ["progress"]
+    assert artifacts[0].data == 100.0
+
+
 def test_mlflow_holds_the_round_inside_its_lineage(undisturbed: Any, tables: dict[str, Table]) -> None:
     client = Tracker(tracking_uri=f"sqlite:///{undisturbed.home / 'mlflow.db'}", experiment="pairwright").client
     experiment = client.get_experiment_by_name("pairwright")
@@ -151,7 +158,7 @@ def test_the_published_adapter_loads_with_plain_peft(
 def test_the_next_round_starts_from_the_new_policy_and_a_finished_one_is_reused(undisturbed: Any) -> None:
     files = {path: path.stat().st_mtime_ns for path in undisturbed.store.root.rglob("stages/**/*.parquet")}
     output = undisturbed.run("run")
-    assert "1 rounds run; 1 were finished before" in output
+    assert "rounds: 1 run, 1 found finished" in output
     second = recorded(undisturbed.store, "undisturbed", 1)
     assert tuple(second) == STAGES
     first = recorded(undisturbed.store, "undisturbed", 0)
