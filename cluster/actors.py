@@ -8,6 +8,7 @@ from typing import Any
 from cluster.storage import digest_of
 
 MAX_RESTARTS = 2
+CLOSE_SECONDS = 10
 
 _kept: dict[str, list[Any]] = {}
 """Handles of the actors that outlive a stage: Ray ends an actor with its last handle."""
@@ -33,21 +34,18 @@ def resident(actor: type, arguments: Sequence[Any], residence: Residence) -> Ite
     """Give handles of the actors made with these arguments, started if they don't run yet.
 
     An actor whose process dies is started again and its calls are repeated, `MAX_RESTARTS` times at most.
-    They end with the process that started them at the latest.
+    They end with the process that started them at the latest, and where the block ends in an error.
     """
-    import ray
-
     name = f"{actor.__name__}-{digest_of(repr((arguments, residence)))[:12]}"
-    handles = _kept.get(name) or _start(actor, arguments, residence)
-    if residence.keep:
-        _kept[name] = handles
+    handles, keep = _kept.pop(name, None) or _start(actor, arguments, residence), False
     try:
         yield handles
+        keep = residence.keep
     finally:
-        if not residence.keep:
-            ray.get([handle.close.remote() for handle in handles])
-            for handle in handles:
-                ray.kill(handle)
+        if keep:
+            _kept[name] = handles
+        else:
+            _end(handles)
 
 
 def release() -> None:
@@ -66,3 +64,12 @@ def _start(actor: type, arguments: Sequence[Any], residence: Residence) -> list[
         max_task_retries=MAX_RESTARTS,
     )(actor)
     return [remote.remote(*arguments) for _ in range(residence.count)]
+
+
+def _end(handles: Sequence[Any]) -> None:
+    """Close and kill the actors; one that is dead, or deaf for too long, is no reason to spare the others."""
+    import ray
+
+    ray.wait([handle.close.remote() for handle in handles], num_returns=len(handles), timeout=CLOSE_SECONDS)
+    for handle in handles:
+        ray.kill(handle)

@@ -6,7 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 
 from cluster.models import Policy
 from cluster.settings import TrainSettings
@@ -40,6 +49,15 @@ class OptimizerConfig(BaseModel):
     micro_batch_size: PositiveInt = Field(4, description="pairs in one worker's memory at a time")
     warmup_steps: NonNegativeInt = 0
     weight_decay: NonNegativeFloat = 0.0
+
+    @model_validator(mode="after")
+    def _whole_steps(self) -> "OptimizerConfig":
+        if self.batch_size % self.micro_batch_size:
+            raise ValueError(
+                f"batch_size {self.batch_size} is not a multiple of micro_batch_size {self.micro_batch_size}: "
+                "a step takes whole micro-batches, change one of them"
+            )
+        return self
 
 
 class TrainingConfig(BaseModel):

@@ -85,6 +85,12 @@ def test_a_config_fills_in_what_it_leaves_out(write_config: Write) -> None:
             {"kind": "uniform", "max_pairs_per_prompt": 1},
             "round: budget 16 exceeds the 12 pairs that selection.selector.max_pairs_per_prompt 1 allows: lower",
         ),
+        ("round.generation.max_tokens", 512, "round.generation: max_tokens 512 leaves no room for a prompt in"),
+        (
+            "round.training.optimizer",
+            {"batch_size": 6, "micro_batch_size": 4},
+            "round.training.optimizer: batch_size 6 is not a multiple of micro_batch_size 4",
+        ),
         (
             "round.training.lora.r",
             32,
