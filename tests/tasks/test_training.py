@@ -218,7 +218,7 @@ def test_the_loss_falls_on_separable_preferences(make_plan: MakePlan) -> None:
     assert measures["rewards/margins_after"] > 1
 
 
-class Interrupted(Exception):
+class StoppedError(Exception):
     """What stops a training in the tests."""
 
 
@@ -243,10 +243,10 @@ def test_an_interrupted_training_ends_with_the_weights_of_a_whole_one(
 
     def until_step_6(metrics: dict[str, float], step: int) -> None:
         if step == 6:
-            raise Interrupted
+            raise StoppedError
         first[step] = metrics
 
-    with pytest.raises(Interrupted):
+    with pytest.raises(StoppedError):
         train(cut, 0, until_step_6)
     assert not cut.target.exists()
     assert Path(last_checkpoint(cut.checkpoints) or "").name == "checkpoint-4"
