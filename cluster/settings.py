@@ -8,7 +8,8 @@ from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from cluster.errors import InputError
 
-_QUIET = {
+_DEFAULTS = {
+    "OMP_WAIT_POLICY": "PASSIVE",  # threads that wait by spinning slow each other tenfold on shared cores
     "DO_NOT_TRACK": "true",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -101,7 +102,7 @@ class Settings(BaseSettings):
         Has to run before Prefect is imported. Values that the user set stay.
         """
         os.environ["PAIRWRIGHT_HOME"] = str(self.root)
-        defaults = {**_QUIET, "PREFECT_HOME": str(self.root / "prefect")}
+        defaults = {**_DEFAULTS, "PREFECT_HOME": str(self.root / "prefect")}
         if self.prefect is not None:
             defaults["PREFECT_API_URL"] = self.prefect
         for name, value in defaults.items():
