@@ -117,7 +117,7 @@ def test_a_value_that_does_not_fit_is_refused_with_its_place(
     ],
 )
 def test_a_value_at_its_limit_fits(write_config: Write, place: str, value: object) -> None:
-    load_config(write_config(changed(place, value)))
+    assert load_config(write_config(changed(place, value))).lineage == changed(place, value)["lineage"]
 
 
 def test_all_faults_of_a_config_are_listed_at_once(write_config: Write) -> None:
