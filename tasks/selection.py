@@ -11,10 +11,12 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 
 from cluster.storage import StageKey, digest_of
-from tasks.design.kernels import FloatArray
-from tasks.design.pool import Pool, Selection
-from tasks.design.preprocess import Projection, fit_projection, prior_information
-from tasks.design.selectors import AnySelector, TraceDesign
+from tasks.design.arrays import FloatArray
+from tasks.design.pool import Labels, Pool
+from tasks.design.preprocess import Projection, fit_projection
+from tasks.design.selection import Selection
+from tasks.design.selectors import AnySelector
+from tasks.design.selectors.designs import TraceDesign
 from tasks.stages import Publish, RoundContext, run_stage, stage_task
 from tasks.tables import PAIRS, PREFERENCES, Table, part_path, read, read_features, write_part
 
@@ -93,7 +95,7 @@ def choose(question: Question) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         valid=valid,
         rewards=grid.fill(_rewards(scored, question.beta), 0.0),
         beta=question.beta,
-        prior_information=_prior(question.earlier, projection, question.beta),
+        labels=_labels(question.earlier, projection, question.beta),
     )
     selection = question.config.selector(pool, question.config.budget, np.random.default_rng(question.seed))
     return _rows(selection, grid), _measures(pool, selection)
@@ -140,20 +142,21 @@ def _rewards(scored: pa.Table, beta: float) -> FloatArray:
     return beta * ratio
 
 
-def _prior(earlier: Sequence[Labelled], projection: Projection, beta: float) -> FloatArray | None:
+def _labels(earlier: Sequence[Labelled], projection: Projection, beta: float) -> Labels | None:
     if not earlier:
         return None
-    held: FloatArray = np.sum([_information(labelled, projection, beta) for labelled in earlier], axis=0)
-    return held
+    held = [_held(labelled, projection, beta) for labelled in earlier]
+    differences, margins = (np.concatenate(parts) for parts in zip(*held, strict=True))
+    return Labels(differences=differences, margins=margins)
 
 
-def _information(labelled: Labelled, projection: Projection, beta: float) -> FloatArray:
+def _held(labelled: Labelled, projection: Projection, beta: float) -> tuple[FloatArray, FloatArray]:
     scored = read_features(labelled.features.path)
     row_of = {response: row for row, response in enumerate(scored.column("response_id").to_pylist())}
     labels = read(labelled.preferences.path, PREFERENCES)
     chosen, rejected = ([row_of[i] for i in labels.column(side).to_pylist()] for side in ("chosen", "rejected"))
     vectors, rewards = projection(_vectors(scored)), _rewards(scored, beta)
-    return prior_information(vectors[chosen] - vectors[rejected], rewards[chosen] - rewards[rejected], beta=beta)
+    return vectors[chosen] - vectors[rejected], rewards[chosen] - rewards[rejected]
 
 
 def _rows(selection: Selection, grid: _Grid) -> list[dict[str, Any]]:

@@ -1,48 +1,59 @@
-"""Bounded optimal design: every pair is labelled at most once, a prompt at most `cap` times.
+"""Bounded optimal design: every pair is labelled at most once, within the limits of budget, prompts and costs.
 
-Minimise Phi(w) = tr(H M(w)^-1) over 0 <= w_e <= 1, sum_e w_e = budget, sum_{e in prompt} w_e <= cap, by conjugate
-Frank-Wolfe (Mitradjieva and Lindberg 2013). The linear subproblem is exact (a laminar matroid: the best `cap` pairs of
-each prompt, then the best `budget` of those), so that its gap certifies the result at every iterate.
+Minimise a convex Phi(w) over the relaxed selections by conjugate Frank-Wolfe (Mitradjieva and Lindberg 2013) with exact
+line search. The linear subproblem is exact, so that its gap certifies the result at every iterate.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
+from logging import getLogger
+from time import perf_counter
 
 import numpy as np
 
-from tasks.design.criterion import Expansion, TraceCriterion
-from tasks.design.kernels import FloatArray
-from tasks.design.rounding import check_budget
+from tasks.design.arrays import Array, FloatArray, Precision
+from tasks.design.criterion import Criterion
+from tasks.design.limits import Limits
+from tasks.design.measures import Expansion
+
+logger = getLogger(__name__)
 
 _SINGLE_TOLERANCE = 1e-4
+_SINGLE_MARGIN = 0.97
 _MAX_CONJUGATE_SHARE = 0.99
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
-class BoundedProblem:
-    """A criterion and the designs allowed: `budget` pairs in all, at most `cap` of one prompt (None: no limit).
+@dataclass(frozen=True, kw_only=True)
+class Effort:
+    """When a search ends: at the tolerance, or where passes or time run out.
 
-    Raises:
-        ValueError: no design is allowed, see `check_budget`.
+    Attributes:
+        tolerance: relative gap that is small enough.
+        max_passes: times that all pairs may be scored.
+        max_seconds: wall time after which no pass starts.
+        begun: reading of `time.perf_counter` that the seconds count from.
     """
 
-    criterion: TraceCriterion
-    budget: int
-    cap: int | None = None
+    tolerance: float = 1e-3
+    max_passes: int = 200
+    max_seconds: float = np.inf
+    begun: float = field(default_factory=perf_counter)
 
-    def __post_init__(self) -> None:
-        check_budget(self.criterion.mask, self.budget, cap=self.cap)
+    @property
+    def out_of_time(self) -> bool:
+        """Whether the seconds are used up."""
+        return perf_counter() - self.begun > self.max_seconds
 
-    def best_vertex(self, scores: FloatArray) -> FloatArray:
-        """Zeros and ones (P, m) that maximise sum_e v_e s_e among the designs allowed."""
-        ranked = np.where(self.criterion.mask, -scores, np.inf)
-        index = np.arange(ranked.size)
-        if self.cap is not None and self.cap < ranked.shape[1]:
-            slots = np.argpartition(ranked, self.cap - 1, axis=1)[:, : self.cap]
-            index = (slots + index[:: ranked.shape[1], None]).ravel()
-        best = index[np.argpartition(ranked.ravel()[index], self.budget - 1)[: self.budget]]
-        vertex = np.zeros(ranked.size)
-        vertex[best] = 1.0
-        return vertex.reshape(ranked.shape)
+    def spent(self, passes: int) -> bool:
+        """Whether no pass may follow after so many."""
+        return passes >= self.max_passes or self.out_of_time
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """What is minimised, and over which designs."""
+
+    criterion: Criterion
+    limits: Limits
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -53,83 +64,95 @@ class Design:
         weights: w_e, (P, m).
         scores: s_e = -dPhi/dw_e at the design, (P, m).
         objective: Phi(w).
-        gap: Frank-Wolfe gap G = max_v sum_e (v_e - w_e) s_e over the designs v allowed.
-        iterations: steps taken.
-        converged: the gap is at most the tolerance times the objective.
+        gap: relative duality gap, see `Expansion.relative`.
+        lower_bound: no design allowed has a smaller objective.
+        passes: times that all pairs were scored.
+        converged: the gap is at most the tolerance.
     """
 
     weights: FloatArray
     scores: FloatArray
     objective: float
     gap: float
-    iterations: int
+    lower_bound: float
+    passes: int
     converged: bool
-
-    @property
-    def lower_bound(self) -> float:
-        """Phi^2 / (Phi + G): no design allowed has a smaller objective; never below the plain Phi - G.
-
-        By Cauchy-Schwarz Phi(w)^2 <= Phi(v) tr(H M(w)^-1 M(v) M(w)^-1), and the last factor is
-        Phi(w) + sum_e (v_e - w_e) s_e <= Phi(w) + G, whatever prior and ridge both designs share.
-        """
-        return self.objective / (1 + self.gap / self.objective) if self.objective > 0 else 0.0
 
 
 @dataclass(frozen=True, eq=False)
 class _Point:
     weights: FloatArray
-    information: FloatArray
+    information: Array
 
     def towards(self, other: "_Point", share: float) -> "_Point":
         weights = (1 - share) * self.weights + share * other.weights
         return _Point(weights, (1 - share) * self.information + share * other.information)
 
 
-def bounded_design(problem: BoundedProblem, *, tolerance: float = 1e-3, max_iterations: int = 200) -> Design:
-    """Minimise the criterion until the gap is at most `tolerance` times the objective.
+def bounded_design(problem: Problem, effort: Effort | None = None, *, start: FloatArray | None = None) -> Design:
+    """Minimise the criterion within the limits until the gap is at most the tolerance.
 
-    Large pools take their first steps in float32. What is returned is always evaluated, and where the rougher
-    arithmetic fell short also improved, in float64.
+    Large pools are searched in float32. What is returned is always evaluated, and where the rougher arithmetic fell
+    short also improved, in float64.
+
+    Args:
+        problem: what is minimised, within which limits.
+        effort: when to stop.
+        start: a design allowed to start from, (P, m), such as that of a round before; None: `best_start`.
     """
-    weights, spent, rough_dtype = start(problem), 0, problem.criterion.rough_dtype
-    if rough_dtype is not np.float64 and tolerance >= _SINGLE_TOLERANCE:
-        rough = descend(problem, weights, tolerance=tolerance, max_iterations=max_iterations, dtype=rough_dtype)
-        weights, spent = rough.weights, rough.iterations
-    fine = descend(problem, weights, tolerance=tolerance, max_iterations=max_iterations - spent)
-    return replace(fine, iterations=spent + fine.iterations)
+    effort = effort or Effort()
+    weights, passes = start, 0
+    if weights is None:
+        weights, passes = best_start(problem), 1
+    rough = problem.criterion.rough_precision
+    if rough is not np.float64 and effort.tolerance >= _SINGLE_TOLERANCE:
+        nearly = Effort(
+            tolerance=_SINGLE_MARGIN * effort.tolerance,
+            max_passes=effort.max_passes - 1,
+            max_seconds=effort.max_seconds,
+            begun=effort.begun,
+        )
+        found = descend(problem, weights, nearly, precision=rough, passes=passes)
+        weights, passes = found.weights, found.passes
+    return descend(problem, weights, effort, passes=passes)
 
 
-def start(problem: BoundedProblem) -> FloatArray:
+def best_start(problem: Problem) -> FloatArray:
     """Return the vertex that the gradient at the uniform design points to, (P, m)."""
-    criterion = problem.criterion
-    uniform = criterion.mask * (problem.budget / criterion.mask.sum())
-    return problem.best_vertex(criterion.gains(criterion.expand(criterion.information(uniform))))
+    criterion, limits = problem.criterion, problem.limits
+    rough = criterion.rough_precision
+    uniform = criterion.mask * (limits.budget / criterion.mask.sum())
+    return limits.best_vertex(criterion.gains(criterion.expand(criterion.information(uniform, rough)), rough))
 
 
 def descend(
-    problem: BoundedProblem,
+    problem: Problem,
     weights: FloatArray,
+    effort: Effort,
     *,
-    tolerance: float,
-    max_iterations: int,
-    dtype: type[np.floating] = np.float64,
+    precision: Precision = np.float64,
+    passes: int = 0,
 ) -> Design:
-    """Conjugate Frank-Wolfe from a design allowed, with exact line search; gradient passes run in `dtype`.
+    """Conjugate Frank-Wolfe from a design allowed, with exact line search; gradient passes run in `precision`.
 
-    Stops when the gap is at most `tolerance` times the objective, after `max_iterations` steps, or when rounding
-    leaves no step that helps.
+    Stops when the gap is at most the tolerance, when the effort is spent, `passes` being those already made, or when
+    rounding leaves no step that helps. At least one pass is made.
     """
-    criterion = problem.criterion
+    criterion, limits = problem.criterion, problem.limits
     point, target = _Point(weights, criterion.information(weights)), None
-    for iterations in range(max_iterations + 1):
+    while True:
         expansion = criterion.expand(point.information)
-        scores = criterion.gains(expansion, dtype)
-        vertex = problem.best_vertex(scores)
+        scores = criterion.gains(expansion, precision)
+        passes += 1
+        vertex = limits.best_vertex(scores)
         gap = max(0.0, float(((vertex - point.weights) * scores).sum()))
-        converged = gap <= tolerance * expansion.objective
-        if converged or iterations == max_iterations:
+        converged = expansion.relative(gap) <= effort.tolerance
+        logger.info("pass %d: relative gap %.2e, objective %.6g", passes, expansion.relative(gap), expansion.objective)
+        if converged or effort.spent(passes):
             break
-        target = _conjugate_target(point, _Point(vertex, criterion.information(vertex)), target, expansion=expansion)
+        target = _conjugate_target(
+            point, _Point(vertex, criterion.information(vertex, precision)), target, expansion=expansion
+        )
         step = expansion.best_step(target.information - point.information)
         if step == 0:
             break
@@ -138,8 +161,9 @@ def descend(
         weights=point.weights,
         scores=scores,
         objective=expansion.objective,
-        gap=gap,
-        iterations=iterations,
+        gap=expansion.relative(gap),
+        lower_bound=expansion.lower_bound(gap),
+        passes=passes,
         converged=converged,
     )
 

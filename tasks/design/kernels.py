@@ -1,20 +1,30 @@
 """Sums over all pairs of a pool, computed from its responses.
 
 A pool of P prompts with K responses holds m = K (K - 1) / 2 pair slots per prompt, in the order of
-`numpy.triu_indices(K, 1)`. The pair vectors a_e = beta sqrt(sigma'(z_e)) (phi_a - phi_b) are never formed for the whole
-pool: a score needs one K x K Gram matrix per prompt, an information matrix one K x K graph Laplacian per prompt.
+`numpy.triu_indices(K, 1)`. The pair vectors a_e = sqrt(v_e) (phi_a - phi_b) are never formed for the whole pool: a
+score needs one K x K Gram matrix per prompt, an information matrix one K x K graph Laplacian per prompt.
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
-import numpy.typing as npt
 from scipy.special import expit
 
-FloatArray = npt.NDArray[np.floating]
-BoolArray = npt.NDArray[np.bool_]
-IntArray = npt.NDArray[np.intp]
+from tasks.design.arrays import (
+    Array,
+    BoolArray,
+    FloatArray,
+    IntArray,
+    Precision,
+    cast,
+    largest,
+    namespace,
+    take_rows,
+    to_like,
+    to_numpy,
+)
 
 _ROWS_PER_CHUNK = 4096
 
@@ -33,98 +43,139 @@ def logistic_curvature(margins: FloatArray) -> FloatArray:
     return curvature
 
 
-def pair_curvature(rewards: FloatArray, mask: BoolArray, *, beta: float) -> FloatArray:
-    """beta^2 sigma'(z_e) of every pair slot, (P, m) float64; 0 where `mask` is False."""
-    first, second = pair_slots(rewards.shape[1])
-    wide = rewards.astype(np.float64)
-    curvature: FloatArray = np.where(mask, beta**2 * logistic_curvature(wide[:, first] - wide[:, second]), 0.0)
-    return curvature
+@dataclass(frozen=True, eq=False, kw_only=True)
+class PairSpace:
+    """Features of a pool, seen through the differences between responses to one prompt.
 
+    What a prompt's responses share means nothing to a pair. It is taken off chunk by chunk as the features are read,
+    which spares the Gram matrices a cancellation that single precision can't afford, and memory a second copy.
 
-def centre(features: FloatArray, valid: BoolArray) -> FloatArray:
-    """Features minus the mean of their prompt's valid responses, 0 where invalid, (P, K, dim).
-
-    Only differences within a prompt matter to a pair. Removing what a prompt's responses share costs nothing and
-    spares the Gram matrices the cancellation, which single precision could not afford.
+    Attributes:
+        features: phi(x, y), (P, K, dim), as they came.
+        means: what is taken off, (P, 1, dim), in the precision of the features.
+        valid: responses that count; the others read as zeros, (P, K).
     """
-    centred = np.empty(features.shape, dtype=np.result_type(features.dtype, np.float32))
-    for part in _chunks(len(features), features.shape[1]):
-        weight = valid[part, :, None]
-        wide = features[part].astype(np.float64)
-        mean = (wide * weight).sum(axis=1, keepdims=True) / np.maximum(weight.sum(axis=1, keepdims=True), 1)
-        centred[part] = np.where(weight, wide - mean, 0.0)
-    return centred
+
+    features: Array
+    means: Array
+    valid: BoolArray
+
+    @classmethod
+    def of(cls, features: Array, valid: BoolArray) -> "PairSpace":
+        """The features about the mean of each prompt's valid responses."""
+        xp = namespace(features)
+        num_prompts, num_responses = valid.shape
+        means = xp.zeros_like(features[:, :1, :])
+        for part in _chunks(num_prompts, num_responses):
+            share = to_like(valid[part] / np.maximum(valid[part].sum(axis=1, keepdims=True), 1), features)
+            means[part, ...] = xp.astype(share[:, None, :] @ cast(features[part, ...], np.float64), features.dtype)
+        return cls(features=features, means=means, valid=valid)
+
+    @property
+    def dim(self) -> int:
+        """Length of a feature vector."""
+        return int(self.features.shape[2])
+
+    @property
+    def precision(self) -> Precision:
+        """The precision that the features came in."""
+        return np.float32 if self.features.dtype == namespace(self.features).float32 else np.float64
+
+    def chunks(self, precision: Precision) -> Iterator[tuple[slice, Array]]:
+        """Slices of prompts and their centred features (p, K, dim), zeros where invalid."""
+        whole = bool(self.valid.all())
+        for part in _chunks(self.features.shape[0], self.features.shape[1]):
+            rows = cast(self.features[part, ...], precision) - cast(self.means[part, ...], precision)
+            yield part, rows if whole else rows * to_like(self.valid[part, :, None], rows, precision)
+
+    def rows(self, pairs: IntArray, precision: Precision = np.float64) -> Array:
+        """phi_a - phi_b of flat pair indices, (n, dim) in the given precision."""
+        xp, num_responses = namespace(self.features), self.features.shape[1]
+        first, second = pair_slots(num_responses)
+        prompt, slot = np.divmod(pairs, len(first))
+        flat = xp.reshape(self.features, (-1, self.dim))
+        ends = (take_rows(flat, prompt * num_responses + end[slot]) for end in (first, second))
+        a, b = (cast(rows, precision) for rows in ends)
+        return a - b
+
+    def scores(self, curvature: FloatArray, root: Array) -> FloatArray:
+        """v_e |T' (phi_a - phi_b)|^2 of every pair slot, (P, m), in the precision of T.
+
+        Args:
+            curvature: v_e, (P, m).
+            root: T, (dim, q), float32 or float64: the precision of the pass.
+        """
+        xp, num_responses = namespace(root), self.features.shape[1]
+        precision: Precision = np.float32 if root.dtype == xp.float32 else np.float64
+        first, second = pair_slots(num_responses)
+        diagonal = np.arange(num_responses) * (num_responses + 1)
+        scores = np.empty(curvature.shape, dtype=precision)
+        for part, chunk in self.chunks(precision):
+            mapped = xp.reshape(xp.reshape(chunk, (-1, self.dim)) @ root, (chunk.shape[0], num_responses, -1))
+            gram = to_numpy(mapped @ xp.matrix_transpose(mapped)).reshape(chunk.shape[0], -1)
+            norms = gram[:, diagonal]
+            scores[part] = norms[:, first] + norms[:, second] - 2 * gram[:, first * num_responses + second]
+        np.maximum(scores, 0.0, out=scores)
+        scores *= curvature
+        return scores
+
+    def information(self, pair_weights: FloatArray, precision: Precision = np.float64) -> Array:
+        """sum_e v_e (phi_a - phi_b)(phi_a - phi_b)' with v = `pair_weights` (P, m), (dim, dim) float64.
+
+        Few positive weights are gathered, many go through the graph Laplacians. Products are formed in the given
+        precision and summed in float64.
+        """
+        chosen = np.flatnonzero(pair_weights)
+        if len(chosen) < 2 * self.valid.size:
+            return self.information_of(chosen, pair_weights.ravel()[chosen], precision)
+        return self._laplacian_information(pair_weights, precision)
+
+    def information_of(self, pairs: IntArray, weights: FloatArray, precision: Precision = np.float64) -> Array:
+        """sum_e v_e (phi_a - phi_b)(phi_a - phi_b)' over flat pair indices, (dim, dim) float64."""
+        total = to_like(np.zeros((self.dim, self.dim)), self.features)
+        for part in _chunks(len(pairs), 1):
+            rows = self.rows(pairs[part], precision)
+            rows *= to_like(np.sqrt(weights[part])[:, None], rows, precision)
+            total += cast(rows.T @ rows, np.float64)
+        return total
+
+    def covariance(self) -> Array:
+        """Unbiased covariance of a prompt's responses, averaged over prompts that have two, (dim, dim) float64."""
+        degrees = self.valid.sum(axis=1) - 1
+        share = np.sqrt(np.where(degrees > 0, 1 / np.maximum(degrees, 1), 0.0))[:, None, None]
+        total = to_like(np.zeros((self.dim, self.dim)), self.features)
+        xp = namespace(total)
+        for part, chunk in self.chunks(self.precision):
+            flat = xp.reshape(chunk * to_like(share[part], chunk, self.precision), (-1, self.dim))
+            total += cast(flat.T @ flat, np.float64)
+        return total / max(int((degrees > 0).sum()), 1)
+
+    def _laplacian_information(self, pair_weights: FloatArray, precision: Precision) -> Array:
+        num_responses = self.features.shape[1]
+        first, second = pair_slots(num_responses)
+        diagonal = np.arange(num_responses)
+        total = to_like(np.zeros((self.dim, self.dim)), self.features)
+        xp = namespace(total)
+        for part, chunk in self.chunks(precision):
+            laplacian = np.zeros((chunk.shape[0], num_responses, num_responses))
+            laplacian[:, first, second] = laplacian[:, second, first] = -pair_weights[part]
+            laplacian[:, diagonal, diagonal] = -laplacian.sum(axis=2)
+            spread = xp.reshape(to_like(laplacian, chunk, precision) @ chunk, (-1, self.dim))
+            total += cast(xp.reshape(chunk, (-1, self.dim)).T @ spread, np.float64)
+        return (total + total.T) / 2
 
 
-def within_prompt_covariance(features: FloatArray, valid: BoolArray) -> FloatArray:
-    """Unbiased covariance of a prompt's valid responses, averaged over prompts that have two or more, (dim, dim)."""
-    degrees = valid.sum(axis=1) - 1
-    used = np.flatnonzero(degrees > 0)
-    total = np.zeros((features.shape[2], features.shape[2]))
-    for part in _chunks(len(used), features.shape[1]):
-        prompts = used[part]
-        rows = centre(features[prompts], valid[prompts]) / np.sqrt(degrees[prompts])[:, None, None]
-        flat = rows.reshape(-1, features.shape[2]).astype(np.float64)
-        total += flat.T @ flat
-    return total / max(len(used), 1)
-
-
-def pair_scores(features: FloatArray, curvature: FloatArray, *, root: FloatArray) -> FloatArray:
-    """a_e' T T' a_e of every pair slot, (P, m) in the precision of `root`.
+def squared_lengths(rows: Array, root: Array) -> FloatArray:
+    """|T' x|^2 of every row x, (n,) float64; computed in the precision of the rows.
 
     Args:
-        features: (P, K, dim), centred within prompts for accuracy.
-        curvature: beta^2 sigma'(z_e), (P, m).
-        root: T, (dim, q). M^-1 H^(1/2) gives the gain in tr(H M^-1), M^(-1/2) the leverage a' M^-1 a.
+        rows: (n, dim).
+        root: T, (dim, q) float64.
     """
-    num_prompts, num_responses, dim = features.shape
-    first, second = pair_slots(num_responses)
-    scores = np.empty(curvature.shape, dtype=root.dtype)
-    for part in _chunks(num_prompts, num_responses):
-        chunk = features[part].astype(root.dtype, copy=False)
-        mapped = (chunk.reshape(-1, dim) @ root).reshape(len(chunk), num_responses, root.shape[1])
-        gram = mapped @ mapped.transpose(0, 2, 1)
-        norms = np.einsum("pkk->pk", gram)
-        scores[part] = norms[:, first] + norms[:, second] - 2 * gram[:, first, second]
-    np.maximum(scores, 0.0, out=scores)
-    scores *= curvature
-    return scores
-
-
-def information(features: FloatArray, pair_weights: FloatArray) -> FloatArray:
-    """sum_e v_e (phi_a - phi_b)(phi_a - phi_b)' with v = `pair_weights` (P, m), (dim, dim) float64.
-
-    For a design w pass v = w beta^2 sigma'(z). Few positive weights are gathered, many go through the Laplacians.
-    """
-    chosen = np.flatnonzero(pair_weights)
-    if len(chosen) < 2 * features.shape[0] * features.shape[1]:
-        return _gathered_information(features, pair_weights.ravel(), chosen=chosen)
-    return _laplacian_information(features, pair_weights)
-
-
-def _gathered_information(features: FloatArray, pair_weights: FloatArray, *, chosen: IntArray) -> FloatArray:
-    first, second = pair_slots(features.shape[1])
-    total = np.zeros((features.shape[2], features.shape[2]))
-    for part in _chunks(len(chosen), 1):
-        prompt, slot = np.divmod(chosen[part], len(first))
-        rows = features[prompt, first[slot]].astype(np.float64) - features[prompt, second[slot]]
-        rows *= np.sqrt(pair_weights[chosen[part], None])
-        total += rows.T @ rows
-    return total
-
-
-def _laplacian_information(features: FloatArray, pair_weights: FloatArray) -> FloatArray:
-    num_prompts, num_responses, dim = features.shape
-    first, second = pair_slots(num_responses)
-    diagonal = np.arange(num_responses)
-    total = np.zeros((dim, dim))
-    for part in _chunks(num_prompts, num_responses):
-        chunk = features[part].astype(np.float64)
-        laplacian = np.zeros((len(chunk), num_responses, num_responses))
-        laplacian[:, first, second] = laplacian[:, second, first] = -pair_weights[part]
-        laplacian[:, diagonal, diagonal] = -laplacian.sum(axis=2)
-        total += chunk.reshape(-1, dim).T @ (laplacian @ chunk).reshape(-1, dim)
-    return (total + total.T) / 2
+    xp = namespace(rows)
+    scale = largest(root) or 1.0
+    mapped = rows @ xp.astype(root / scale, rows.dtype)
+    return to_numpy(xp.sum(mapped * mapped, axis=1)).astype(np.float64) * scale**2
 
 
 def _chunks(length: int, rows_each: int) -> Iterator[slice]:

@@ -1,11 +1,11 @@
-"""Feature space: standardise, rotate to principal axes, and the information of labels already held."""
+"""Feature space: standardise and rotate to principal axes."""
 
 from dataclasses import dataclass
 
 import numpy as np
 from scipy.linalg import eigh
 
-from tasks.design.kernels import BoolArray, FloatArray, logistic_curvature
+from tasks.design.arrays import BoolArray, FloatArray
 
 _ROWS_PER_CHUNK = 8192
 
@@ -58,20 +58,6 @@ def fit_projection(features: FloatArray, valid: BoolArray, *, dim: int) -> Proje
     mean, gain = _moments(rows)
     standard = Projection(mean=mean, gain=gain, axes=np.eye(len(mean)))
     return Projection(mean=mean, gain=gain, axes=_principal_axes(rows, standard, dim=dim))
-
-
-def prior_information(difference_features: FloatArray, margins: FloatArray, *, beta: float) -> FloatArray:
-    """Information of labels already held: sum_e beta^2 sigma'(z_e) g_e g_e', (dim, dim).
-
-    Args:
-        difference_features: g_e = phi_a - phi_b of every label, (n, dim), mapped like the pool's features.
-        margins: z_e under the present policy, in nats, (n,).
-        beta: inverse temperature of the preference loss.
-    """
-    roots = beta * np.sqrt(logistic_curvature(margins))
-    rows = difference_features.astype(np.float64) * roots[:, None]
-    held: FloatArray = rows.T @ rows
-    return held
 
 
 def _moments(rows: FloatArray) -> tuple[FloatArray, FloatArray]:

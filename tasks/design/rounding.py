@@ -1,78 +1,62 @@
-"""From a relaxed design to whole pairs: exactly the budget, all valid, none twice, caps kept."""
+"""From a relaxed design to whole pairs within the limits, and into an order whose prefixes are designs too."""
 
 import numpy as np
 
-from tasks.design.kernels import BoolArray, FloatArray, IntArray
+from tasks.design.arrays import Array, IntArray
+from tasks.design.capped import Design, Problem
+from tasks.design.criterion import Criterion
+from tasks.design.kernels import squared_lengths
 
 _DECIMALS = 9
+_GROWTH = 8
+_SHORTLIST = 4
 
 
-def check_budget(mask: BoolArray, budget: int, *, cap: int | None) -> None:
-    """Refuse a budget that the valid pairs of `mask` (P, m) and a cap per prompt can't hold.
+def round_design(design: Design, problem: Problem) -> IntArray:
+    """Flat indices of the valid pairs of largest weight that fit, best first.
 
-    Raises:
-        ValueError: the budget is below 1, above the pairs of the pool, or above what the cap leaves of them.
+    Weights that agree to 9 decimals tie, their difference being rounding; then the score decides, then the index. A
+    bounded design has few fractional weights, so that taking the largest costs little.
     """
-    if budget < 1:
-        raise ValueError(f"budget {budget} selects nothing: raise selection.budget to 1 or more")
-    per_prompt = mask.sum(axis=1)
-    total = int(per_prompt.sum())
-    if budget > total:
-        remedy = "lower selection.budget or raise generation.num_responses"
-        raise ValueError(f"budget {budget} exceeds the {total} pairs of the pool: {remedy}")
-    left = total if cap is None else int(np.minimum(per_prompt, cap).sum())
-    if budget > left:
-        found = f"the {left} pairs that a cap of {cap} per prompt leaves of the pool's {total}"
-        raise ValueError(f"budget {budget} exceeds {found}: lower selection.budget or raise max_pairs_per_prompt")
+    pairs = np.flatnonzero(problem.limits.mask)
+    price = 1.0 if problem.limits.costs is None else problem.limits.costs.ravel()[pairs]
+    worth = design.scores.ravel()[pairs] / price
+    order = np.lexsort((pairs, -worth, -np.round(design.weights.ravel()[pairs], _DECIMALS)))
+    return problem.limits.take(pairs[order])
 
 
-def take_in_order(order: IntArray, num_slots: int, *, budget: int, cap: int | IntArray | None) -> IntArray:
-    """First `budget` flat pair indices of `order` within the cap, one number for all prompts or one each.
+def order_by_gain(criterion: Criterion, chosen: IntArray) -> IntArray:
+    """The same pairs, ordered so that every prefix is a good design for its size.
+
+    Greedy: the pair that lowers the measure most, given those before it, comes next; once eight stand, an eighth of
+    their number at a time. Each time their number has doubled all that are left are scored, in between only the best
+    of those. Ties go by index.
 
     Args:
-        order: flat pair indices, each at most once.
-        num_slots: pair slots of a prompt.
-        budget: most pairs to take.
-        cap: most pairs of one prompt; None: no limit.
+        criterion: what the pairs were chosen for.
+        chosen: flat pair indices.
     """
-    if cap is None:
-        return order[:budget]
-    prompt = order // num_slots
-    grouped = np.argsort(prompt, kind="stable")
-    sizes = np.bincount(prompt)
-    starts = np.cumsum(sizes) - sizes
-    rank = np.empty_like(order)
-    rank[grouped] = np.arange(len(order)) - starts[prompt[grouped]]
-    room = cap[prompt] if isinstance(cap, np.ndarray) else np.full(len(order), cap)
-    taken: IntArray = order[rank < room][:budget]
-    return taken
-
-
-def sort_pairs(weights: FloatArray, scores: FloatArray, *, pairs: IntArray) -> IntArray:
-    """Flat indices `pairs` by falling weight, ties by falling score, then by rising index.
-
-    Weights that agree to 9 decimals tie: their difference is rounding.
-    """
-    keys = (pairs, -scores.ravel()[pairs], -np.round(weights.ravel()[pairs], _DECIMALS))
-    ordered: IntArray = pairs[np.lexsort(keys)]
+    left, ordered, held = np.sort(chosen), np.zeros(0, dtype=np.intp), criterion.prior
+    while len(left):
+        goal = min(2 * len(ordered) + 1, len(chosen))
+        listed = left[_by_worth(criterion, held, left)[: _SHORTLIST * max(goal, _GROWTH)]]
+        while len(ordered) < goal:
+            size = min(max(1, len(ordered) // _GROWTH), goal - len(ordered))
+            listed = np.sort(listed)
+            order = _by_worth(criterion, held, listed)
+            block, listed = listed[order[:size]], listed[order[size:]]
+            held = held + criterion.added_information(block)
+            ordered = np.concatenate([ordered, block])
+        left = np.setdiff1d(left, ordered)
     return ordered
 
 
-def round_design(weights: FloatArray, scores: FloatArray, *, mask: BoolArray, budget: int, cap: int | None) -> IntArray:
-    """Flat indices of the `budget` valid pairs of largest weight under the cap, best first.
-
-    A bounded design has few fractional weights, so that taking the largest costs little.
-
-    Args:
-        weights: relaxed design, (P, m).
-        scores: gain of each pair, (P, m).
-        mask: pairs that may be chosen, (P, m).
-        budget: pairs to choose.
-        cap: most pairs of one prompt; None: no limit.
-
-    Raises:
-        ValueError: the budget can't be met, see `check_budget`.
-    """
-    check_budget(mask, budget, cap=cap)
-    order = sort_pairs(weights, scores, pairs=np.flatnonzero(mask))
-    return take_in_order(order, mask.shape[1], budget=budget, cap=cap)
+def _by_worth(criterion: Criterion, held: Array, pairs: IntArray) -> IntArray:
+    """Places of the pairs by what each would add to the information held."""
+    expansion = criterion.expand(held)
+    rows, curvature = criterion.space.rows(pairs, np.float32), criterion.curvature.ravel()[pairs]
+    leverages = gains = curvature * squared_lengths(rows, expansion.inverse_root)
+    if expansion.gradient_root is not expansion.inverse_root:
+        gains = curvature * squared_lengths(rows, expansion.gradient_root)
+    order: IntArray = np.argsort(-expansion.worth(gains, leverages), kind="stable")
+    return order

@@ -1,0 +1,57 @@
+"""Arrays of any library that keeps the array API standard, and the way from them to numpy and back.
+
+Features may live on an accelerator. Everything of the size of the features or of a dim x dim matrix is then computed
+there; what has one number a pair, and every decision, is numpy.
+"""
+
+from typing import Any, TypeAlias
+
+import array_api_compat
+import numpy as np
+import numpy.typing as npt
+
+Array: TypeAlias = Any
+"""An array of numpy, torch, cupy or another library of the standard."""
+FloatArray = npt.NDArray[np.floating]
+BoolArray = npt.NDArray[np.bool_]
+IntArray = npt.NDArray[np.intp]
+Precision = type[np.float32] | type[np.float64]
+
+
+def namespace(array: Array) -> Any:
+    """The functions of the library that an array belongs to."""
+    return array_api_compat.array_namespace(array)
+
+
+def to_numpy(array: Array) -> npt.NDArray[Any]:
+    """The same numbers on the host."""
+    return np.asarray(array_api_compat.to_device(array, "cpu"))
+
+
+def to_like(values: npt.ArrayLike, like: Array, precision: Precision = np.float64) -> Array:
+    """Copy numbers into the library and onto the device of `like`, in one of two precisions."""
+    xp = namespace(like)
+    host = np.ascontiguousarray(values, dtype=precision)
+    return xp.asarray(host, device=array_api_compat.device(like))
+
+
+def index_like(index: IntArray, like: Array) -> Array:
+    """Copy indices into the library and onto the device of `like`."""
+    return namespace(like).asarray(np.ascontiguousarray(index, dtype=np.int64), device=array_api_compat.device(like))
+
+
+def cast(array: Array, precision: Precision) -> Array:
+    """The array in single or double precision; itself where it is already."""
+    xp = namespace(array)
+    return xp.astype(array, xp.float32 if precision is np.float32 else xp.float64, copy=False)
+
+
+def take_rows(matrix: Array, index: IntArray) -> Array:
+    """Rows of a matrix by number."""
+    return namespace(matrix).take(matrix, index_like(index, matrix), axis=0)
+
+
+def largest(array: Array) -> float:
+    """Greatest absolute value; 0 of no numbers."""
+    xp = namespace(array)
+    return 0.0 if 0 in array.shape else float(xp.max(xp.abs(array)))
