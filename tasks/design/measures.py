@@ -117,12 +117,14 @@ class TraceExpansion:
         return _root_of_slope(lambda step: -float((mass * values / np.square(1 + step * values)).sum()))
 
     def worth(self, gains: FloatArray, leverages: FloatArray) -> FloatArray:
-        """S / (1 + t)."""
-        return gains / (1 + leverages)
+        """Adding one label takes s / (1 + t) off."""
+        worth: FloatArray = np.divide(gains, 1 + leverages)
+        return worth
 
     def price(self, gains: FloatArray, leverages: FloatArray) -> FloatArray:
-        """S / (1 - t)."""
-        return gains / np.maximum(1 - leverages, 1e-9)
+        """Taking one away adds s / (1 - t)."""
+        price: FloatArray = np.divide(gains, np.maximum(1 - leverages, 1e-9))
+        return price
 
     def lower_bound(self, gap: float) -> float:
         """Phi^2 / (Phi + G)."""
