@@ -83,10 +83,14 @@ class PairSpace:
 
     def chunks(self, precision: Precision) -> Iterator[tuple[slice, Array]]:
         """Slices of prompts and their centred features (p, K, dim), zeros where invalid."""
-        whole = bool(self.valid.all())
+        whole, wider = bool(self.valid.all()), self._wider(precision)
         for part in _chunks(self.features.shape[0], self.features.shape[1]):
-            rows = cast(self.features[part, ...], precision) - cast(self.means[part, ...], precision)
+            rows = cast(cast(self.features[part, ...], wider) - cast(self.means[part, ...], wider), precision)
             yield part, rows if whole else rows * to_like(self.valid[part, :, None], rows, precision)
+
+    def _wider(self, precision: Precision) -> Precision:
+        """The precision to take differences in before they are rounded to another."""
+        return np.float64 if np.float64 in (precision, self.precision) else np.float32
 
     def rows(self, pairs: IntArray, precision: Precision = np.float64) -> Array:
         """phi_a - phi_b of flat pair indices, (n, dim) in the given precision."""
@@ -95,8 +99,8 @@ class PairSpace:
         prompt, slot = np.divmod(pairs, len(first))
         flat = xp.reshape(self.features, (-1, self.dim))
         ends = (take_rows(flat, prompt * num_responses + end[slot]) for end in (first, second))
-        a, b = (cast(rows, precision) for rows in ends)
-        return a - b
+        a, b = (cast(rows, self._wider(precision)) for rows in ends)
+        return cast(a - b, precision)
 
     def scores(self, curvature: FloatArray, root: Array) -> FloatArray:
         """v_e |T' (phi_a - phi_b)|^2 of every pair slot, (P, m), in the precision of T.

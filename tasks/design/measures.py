@@ -5,6 +5,7 @@ Both are seen around one M through R with R R' = M^-1 (an `Expansion`), in which
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
@@ -62,7 +63,14 @@ class Expansion(Protocol):
 
 
 class Measure(Protocol):
-    """A convex function of the information matrix."""
+    """A convex function of the information matrix.
+
+    Attributes:
+        power: exponent p of the multiplicative rule w_e <- w_e s_e^p, which never raises the measure (Yu 2010).
+    """
+
+    @property
+    def power(self) -> float: ...  # noqa: D102 (described above)
 
     def expand(self, inverse_root: Array) -> Expansion:
         """The measure around M, given R with R R' = M^-1."""
@@ -78,6 +86,7 @@ class Trace:
     """
 
     root: Array
+    power: float = 0.5
 
     def expand(self, inverse_root: Array) -> "TraceExpansion":
         """The trace around M."""
@@ -143,18 +152,14 @@ class TraceExpansion:
 class LogDet:
     """-log det M."""
 
+    power: float = 1.0
+
     def expand(self, inverse_root: Array) -> "LogDetExpansion":
         """The log determinant around M."""
-        xp = namespace(inverse_root)
-        _, log_det = xp.linalg.slogdet(inverse_root)
-        return LogDetExpansion(
-            objective=2 * float(log_det),
-            inverse_root=inverse_root,
-            gradient_root=inverse_root,
-        )
+        return LogDetExpansion(inverse_root)
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False)
 class LogDetExpansion:
     """-log det M around M; see `Expansion`.
 
@@ -162,9 +167,18 @@ class LogDetExpansion:
     arithmetic and geometric means, and that trace is dim + sum_e (v_e - w_e) s_e <= dim + G.
     """
 
-    objective: float
     inverse_root: Array
-    gradient_root: Array
+
+    @property
+    def gradient_root(self) -> Array:
+        """R itself: gains are leverages."""
+        return self.inverse_root
+
+    @cached_property
+    def objective(self) -> float:
+        """2 log |det R|."""
+        _, log_det = namespace(self.inverse_root).linalg.slogdet(self.inverse_root)
+        return 2 * float(log_det)
 
     @property
     def dim(self) -> int:

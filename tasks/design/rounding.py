@@ -9,7 +9,7 @@ from tasks.design.kernels import squared_lengths
 
 _DECIMALS = 9
 _GROWTH = 8
-_SHORTLIST = 4
+_SHORTLIST = 2
 
 
 def round_design(design: Design, problem: Problem) -> IntArray:
@@ -26,7 +26,7 @@ def round_design(design: Design, problem: Problem) -> IntArray:
 
 
 def order_by_gain(criterion: Criterion, chosen: IntArray) -> IntArray:
-    """The same pairs, ordered so that every prefix is a good design for its size.
+    """Order pairs so that every prefix is a good design for its size.
 
     Greedy: the pair that lowers the measure most, given those before it, comes next; once eight stand, an eighth of
     their number at a time. Each time their number has doubled all that are left are scored, in between only the best

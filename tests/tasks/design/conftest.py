@@ -3,7 +3,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from tasks.design.pool import Pool
+from tasks.design.pool import Labels, Pool
 
 
 @pytest.fixture(scope="session")
@@ -17,6 +17,18 @@ def make_pool() -> Callable[..., Pool]:
         valid = rng.random((num_prompts, num_responses)) < (0.65 if masked else 2.0)
         rewards = margin * rng.standard_normal((num_prompts, num_responses))
         return Pool(features=features * valid[:, :, None], valid=valid, rewards=rewards, beta=0.7)
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def labels_of() -> Callable[..., Labels]:
+    """Labels in doubt that hold just the given information at the given beta."""
+
+    def build(information: np.ndarray, *, beta: float) -> Labels:
+        values, vectors = np.linalg.eigh(information)
+        differences = (vectors * np.sqrt(np.maximum(values, 0))).T * 2 / beta
+        return Labels(differences=differences, margins=np.zeros(len(differences)))
 
     return build
 

@@ -18,9 +18,9 @@ def one_hot_pool(num_responses, *, beta=1.0):
     )
 
 
-def test_the_objective_is_the_trace_of_its_definition(make_pool, pair_vectors):
+def test_the_objective_is_the_trace_of_its_definition(make_pool, pair_vectors, labels_of):
     prior = np.diag([0.3, 0.0, 2.0])
-    pool = replace(make_pool(masked=True), prior_information=prior)
+    pool = replace(make_pool(masked=True), labels=labels_of(prior, beta=0.7))
     weights = np.random.default_rng(5).random(pool.pair_mask.shape)
     vectors = pair_vectors(pool)
     matrix = 0.01 * np.eye(3) + prior + (vectors * weights.reshape(-1, 1)).T @ vectors
@@ -68,7 +68,8 @@ def test_adding_and_removing_a_pair_follow_the_rank_one_formula(make_pool, pair_
     for pair in range(weights.size):
         changed = weights.copy().ravel()
         changed[pair] += sign
-        expected = expansion.objective - sign * gains[pair] / (1 + sign * leverages[pair])
+        change = (expansion.worth if sign > 0 else expansion.price)(gains[[pair]], leverages[[pair]])[0]
+        expected = expansion.objective - sign * change
         assert criterion.objective(changed.reshape(weights.shape)) == pytest.approx(expected, rel=1e-10)
 
 

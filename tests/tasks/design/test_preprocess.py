@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from tasks.design.preprocess import fit_projection, prior_information
+from tasks.design.preprocess import fit_projection
 
 
 def pool_features(seed=0, shape=(40, 5, 6)):
@@ -87,14 +87,3 @@ def test_faulty_requests_are_refused():
     features[prompt, response, 4] = np.nan
     with pytest.raises(ValueError, match=f"not finite at prompt {prompt}, response {response}"):
         fit_projection(features, valid, dim=2)
-
-
-def test_prior_information_sums_the_fisher_information_of_each_label():
-    rng = np.random.default_rng(5)
-    differences, margins = rng.standard_normal((9, 3)), rng.standard_normal(9)
-    expected = np.zeros((3, 3))
-    for g, z in zip(differences, margins, strict=True):
-        win = 1 / (1 + np.exp(-z))
-        expected += 0.3**2 * win * (1 - win) * np.outer(g, g)
-    np.testing.assert_allclose(prior_information(differences, margins, beta=0.3), expected, rtol=1e-12)
-    assert not prior_information(np.zeros((0, 3)), np.zeros(0), beta=0.3).any()

@@ -6,7 +6,8 @@ import pytest
 
 from tasks.design.criterion import trace_criterion
 from tasks.design.pool import Pool
-from tasks.design.selectors import TraceDesign, Uniform
+from tasks.design.selectors.baselines import Uniform
+from tasks.design.selectors.designs import TraceDesign
 
 
 def select(pool, budget, *, cap=None, tolerance=1e-3):
@@ -60,13 +61,24 @@ def test_the_certificate_describes_the_selection(make_pool, pair_vectors):
     assert 0.9 < certificate.efficiency <= 1
 
 
-def test_pairs_come_by_weight_and_then_by_score(make_pool):
-    selection = select(make_pool((30, 5, 4), decay=1.0), 60)
-    weights = np.round(selection.weights, 9)
-    assert (np.diff(weights) <= 0).all()
-    tied = np.diff(weights) == 0
-    assert tied.sum() > 30
-    assert (np.diff(selection.scores)[tied] <= 0).all()
+def test_a_prefix_is_nearly_as_good_as_the_design_of_its_size(make_pool):
+    pool = make_pool((60, 5, 6), decay=1.0)
+    whole = select(pool, 120)
+    for size, times in ((12, 1.6), (30, 1.1), (60, 1.05)):
+        designed = select(pool, size)
+        prefix = replace(whole, prompt=whole.prompt[:size], first=whole.first[:size], second=whole.second[:size])
+        drawn = Uniform()(pool, size, np.random.default_rng(0))
+        assert objective_of(pool, prefix) <= times * designed.certificate.objective
+        assert objective_of(pool, prefix) < 0.5 * objective_of(pool, drawn)
+
+
+def test_copies_of_a_pair_do_not_stand_together_at_the_front():
+    """Two directions, many copies of each: a front of one direction would know nothing of the other."""
+    features = np.zeros((40, 2, 2))
+    features[:20, 0, 0], features[20:, 0, 1] = 1.0, 0.9
+    pool = Pool(features=features, valid=np.ones((40, 2), dtype=bool), rewards=np.zeros((40, 2)), beta=1.0)
+    order = select(pool, 20).prompt < 20
+    assert [int(order[:size].sum()) for size in (2, 4, 8)] == [1, 2, 4]
 
 
 def test_the_design_has_less_than_half_the_objective_of_uniform_pairs_on_an_anisotropic_pool(make_pool):
@@ -84,12 +96,12 @@ def test_pairs_of_settled_margin_are_left_to_pairs_in_doubt(make_pool):
     assert selection.prompt.min() >= 20
 
 
-def test_labels_already_held_turn_the_design_to_what_they_leave_open():
+def test_labels_already_held_turn_the_design_to_what_they_leave_open(labels_of):
     features = np.zeros((20, 2, 2))
     features[:10, 0, 0] = features[10:, 0, 1] = 1.0
     pool = Pool(features=features, valid=np.ones((20, 2), dtype=bool), rewards=np.zeros((20, 2)), beta=1.0)
     fresh = select(pool, 10)
-    informed = select(replace(pool, prior_information=np.diag([100.0, 0.0])), 10)
+    informed = select(replace(pool, labels=labels_of(np.diag([100.0, 0.0]), beta=1.0)), 10)
     assert (fresh.prompt < 10).sum() == 5
     assert (informed.prompt < 10).sum() == 0
 
