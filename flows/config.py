@@ -20,6 +20,10 @@ from tasks.selection import SelectionConfig
 from tasks.training import TrainingConfig
 
 
+_SUPPLIED_BY = {"scores": "features.proxy"}
+"""The key that has a part of the pool made which not every round has."""
+
+
 class RoundConfig(BaseModel):
     """What one round does, stage by stage."""
 
@@ -35,6 +39,19 @@ class RoundConfig(BaseModel):
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     promotion: PromotionConfig = PromotionConfig()
+
+    @model_validator(mode="after")
+    def _selector_is_served(self) -> "RoundConfig":
+        selector, served = self.selection.selector, {"log_probs"}
+        if self.features.proxy is not None:
+            served.add("scores")
+        lacking = sorted(selector.needs - served)
+        if lacking:
+            raise ValueError(
+                f"selection.selector {selector.kind} needs {' and '.join(lacking)}: "
+                f"set {' and '.join(_SUPPLIED_BY.get(need, 'another selector') for need in lacking)}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _stages_fit(self) -> "RoundConfig":

@@ -9,9 +9,8 @@ from cluster.errors import InputError
 from cluster.models import Contrast, Policy
 from cluster.storage import MANIFEST, Store, write_json
 from flows.config import LineageConfig, RoundConfig
-from tasks.selection import Labelled
 from tasks.stages import round_record
-from tasks.tables import Table
+from tasks.tables import PastRound, Table
 from tasks.training import Lessons, TrainingConfig, trained_policy
 
 STAGES = (
@@ -19,6 +18,8 @@ STAGES = (
     "held_out",
     "pool",
     "features",
+    "recalled",
+    "recalled_features",
     "selection",
     "preferences",
     "training",
@@ -38,7 +39,7 @@ class History:
 
     base: Policy
     policies: Sequence[Policy]
-    labelled: Sequence[Labelled]
+    rounds: Sequence[PastRound]
 
     @property
     def policy(self) -> Policy:
@@ -51,7 +52,7 @@ class History:
 
     def lessons(self, config: TrainingConfig, preferences: Table) -> Lessons:
         """What this round trains on: its own labels, or those of all rounds so far."""
-        earlier = [labelled.preferences for labelled in self.labelled] if config.data == "lineage" else []
+        earlier = [one.preferences for one in self.rounds] if config.data == "lineage" else []
         return Lessons(self.base, self._named(config.start), self._named(config.reference), [*earlier, preferences])
 
     def _named(self, name: str) -> Policy:
@@ -64,7 +65,7 @@ def history(store: Store, lineage: str, round_number: int, base: Policy) -> Hist
     Raises:
         InputError: one of them is unfinished.
     """
-    policies, labelled = [], []
+    policies, rounds = [], []
     for earlier in range(round_number):
         tables = recorded(store, lineage, earlier)
         if not is_finished(tables):
@@ -73,8 +74,15 @@ def history(store: Store, lineage: str, round_number: int, base: Policy) -> Hist
                 f"(found {', '.join(tables) or 'nothing'}): run that one first"
             )
         policies.append(trained_policy(base, tables["training"]))
-        labelled.append(Labelled(preferences=tables["preferences"], features=tables["features"]))
-    return History(base, policies, labelled)
+        rounds.append(
+            PastRound(
+                pool=tables["pool"],
+                features=tables["features"],
+                recalled_features=tables["recalled_features"],
+                preferences=tables["preferences"],
+            )
+        )
+    return History(base, policies, rounds)
 
 
 def recorded(store: Store, lineage: str, round_number: int) -> dict[str, Table]:

@@ -6,12 +6,14 @@ from cluster.models import Contrast
 from cluster.settings import Settings
 from flows.config import RoundConfig
 from flows.opening import check_round, open_round
+from tasks.candidates import Offer
 from tasks.evaluation import evaluate_policy
 from tasks.features import compute_features
 from tasks.generation import generate_responses
 from tasks.labelling import label_pairs
 from tasks.promotion import promote_policy
 from tasks.prompts import draw_prompts, hold_out_prompts
+from tasks.recall import recall_responses
 from tasks.selection import select_pairs
 from tasks.training import train_policy, trained_policy
 
@@ -30,8 +32,13 @@ def preference_round(config: RoundConfig, lineage: str, round_number: int) -> No
         held_out = hold_out_prompts(config.prompts, here)
         pool = generate_responses(prompts, past.policy, config.generation, here)
         features = compute_features(pool, contrast, config.features, here)
-        pairs = select_pairs(features, past.labelled, config.selection, config.training.beta, here)
-        preferences = label_pairs(pairs, pool, config.labelling, here)
+        recalled = recall_responses(
+            past.rounds, here, labelled=config.selection.labels == "current", offer_rounds=config.selection.offer_rounds
+        )
+        recalled_features = compute_features(recalled, contrast, config.features, here, name="recalled_features")
+        offer = Offer(features, recalled_features, past.rounds)
+        pairs = select_pairs(offer, config.selection, config.training.beta, here)
+        preferences = label_pairs(pairs, [pool, recalled], config.labelling, here)
         lessons = past.lessons(config.training, preferences)
         trained = train_policy(lessons, config.training, here)
         policy = trained_policy(past.base, trained)

@@ -1,13 +1,14 @@
 """Features: what the policy and its reference make of every response, as log-probabilities and as a vector."""
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 
 from cluster.models import Contrast
 from cluster.scorers import Pooling, Scoring
 from cluster.storage import StageKey
+from tasks.labellers.rewards import AnyReward
 from tasks.progress import progress
 from tasks.scoring import ScoringJob, score
 from tasks.stages import Publish, RoundContext, run_stage, stage_task
@@ -15,11 +16,14 @@ from tasks.tables import Table
 
 
 class FeaturesConfig(BaseModel):
-    """Which vector stands for a response."""
+    """Which vector stands for a response, and which cheap reward stands in for the labeller."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     pooling: Pooling = Field("last", description="final-layer state of the last response token, or the mean over them")
+    proxy: Annotated[AnyReward, Field(discriminator="kind")] | None = Field(
+        None, description="reward that scores every response, for the selectors that need scores"
+    )
     batch_size: PositiveInt = Field(16, description="responses scored together")
 
 
@@ -27,15 +31,18 @@ class FeaturesConfig(BaseModel):
 def compute_features(
     responses: Table, contrast: Contrast, config: FeaturesConfig, here: RoundContext, *, name: str = "features"
 ) -> Table:
-    """Score every response under the policy and its reference; `name` tells the round's stages apart."""
+    """Score every response under the policy, its reference and the proxy; `name` tells the round's stages apart."""
     policy, reference = contrast.policy, contrast.reference
 
     def work(folder: Path) -> dict[str, Any]:
+        if not responses.rows:
+            return {"model_seconds": 0.0}
         scoring = Scoring(policy.adapter, reference.adapter, config.pooling, config.batch_size)
         with progress(f"{here.label} {name}") as report:
-            seconds = score(ScoringJob(responses, scoring, folder), policy.model, here.settings.torch, report)
+            job = ScoringJob(responses, scoring, folder, config.proxy)
+            seconds = score(job, policy.model, here.settings.torch, report)
         return {"model_seconds": seconds}
 
-    facts = config.model_dump(include={"pooling"})
+    facts = config.model_dump(include={"pooling", "proxy"})
     key = StageKey("features", facts, [responses.digest, policy.digest, reference.digest])
     return run_stage(key, work, here, publish=Publish(name))

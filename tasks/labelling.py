@@ -1,5 +1,6 @@
 """Labelling: ask the labeller which response of each selected pair is better; the ledger pays each label once."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,8 @@ class LabellingConfig(BaseModel):
 
 
 @stage_task("label pairs")
-def label_pairs(pairs: Table, responses: Table, config: LabellingConfig, here: RoundContext) -> Table:
-    """Have every pair labelled, asking only for labels that the ledger doesn't hold."""
+def label_pairs(pairs: Table, responses: Sequence[Table], config: LabellingConfig, here: RoundContext) -> Table:
+    """Have every pair of these responses labelled, asking only for labels that the ledger doesn't hold."""
 
     def work(folder: Path) -> dict[str, Any]:
         chosen, texts = read(pairs.path, PAIRS).to_pylist(), _texts(responses)
@@ -45,7 +46,8 @@ def label_pairs(pairs: Table, responses: Table, config: LabellingConfig, here: R
         write_part(part_path(folder, 0), rows, PREFERENCES)
         return {"cost": sum(label.cost for label in labels)}
 
-    key = StageKey("preferences", {"labeller": config.labeller.identity}, [pairs.digest, responses.digest])
+    digests = [table.digest for table in responses]
+    key = StageKey("preferences", {"labeller": config.labeller.identity}, [pairs.digest, *digests])
     table = run_stage(key, work, here, publish=Publish("preferences", parquet=True))
     show_examples(key, here)
     return table
@@ -63,9 +65,9 @@ def show_examples(key: StageKey, here: RoundContext) -> None:
     here.tracker.log_table(here.run, columns, artifact_file="examples.json")
 
 
-def _texts(responses: Table) -> dict[str, dict[str, Any]]:
-    rows = read(responses.path, RESPONSES).select(["response_id", "messages", "text"]).to_pylist()
-    return {row["response_id"]: row for row in rows}
+def _texts(responses: Sequence[Table]) -> dict[str, dict[str, Any]]:
+    tables = [read(table.path, RESPONSES).select(["response_id", "messages", "text"]) for table in responses]
+    return {row["response_id"]: row for table in tables for row in table.to_pylist()}
 
 
 def _question(pair: dict[str, Any], texts: dict[str, dict[str, Any]]) -> Question:

@@ -1,5 +1,6 @@
 """Scores of given responses, shard by shard: Ray Data over torch actors."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,16 +11,18 @@ from cluster.actors import Residence, resident
 from cluster.scorers import Scored, Scoring, TorchScorer
 from cluster.settings import TorchSettings
 from cluster.shards import Report, Shard, over_shards
+from tasks.labellers.rewards import AnyReward
 from tasks.tables import RESPONSES, Table, check, features_schema, part_path, parts, write_part
 
 
 @dataclass(frozen=True)
 class ScoringJob:
-    """Responses, how they are scored, and the folder that gets a file for each of theirs."""
+    """Responses, how they are scored, and the folder that gets a file for each of theirs; `proxy` reads the texts."""
 
     responses: Table
     scoring: Scoring
     target: Path
+    proxy: AnyReward | None = None
 
     def missing(self) -> list[Shard]:
         """The shards of the responses that have no file in the target yet."""
@@ -47,12 +50,17 @@ def score_shard(shard: Shard, job: ScoringJob, scorer: Any) -> dict[str, Any]:
     prompts = [response["messages"] for response in responses]
     tokens = [response["token_ids"] for response in responses]
     scored, seconds = ray.get(scorer.score.remote(prompts, tokens, job.scoring))
-    rows = [_feature(response, score) for response, score in zip(responses, scored, strict=True)]
+    proxies = _proxy_scores(responses, job.proxy)
+    rows = [_feature(*of) for of in zip(responses, scored, proxies, strict=True)]
     write_part(part_path(job.target, shard["shard"]), rows, features_schema(len(scored[0].feature)))
     return {"seconds": seconds}
 
 
-def _feature(response: dict[str, Any], score: Scored) -> dict[str, Any]:
+def _proxy_scores(responses: Sequence[dict[str, Any]], proxy: AnyReward | None) -> Sequence[float | None]:
+    return [None] * len(responses) if proxy is None else proxy([response["text"] for response in responses])
+
+
+def _feature(response: dict[str, Any], score: Scored, proxy_score: float | None) -> dict[str, Any]:
     return {
         "response_id": response["response_id"],
         "prompt_id": response["prompt_id"],
@@ -61,5 +69,5 @@ def _feature(response: dict[str, Any], score: Scored) -> dict[str, Any]:
         "logp_policy": score.logp_policy,
         "logp_reference": score.logp_reference,
         "feature": score.feature,
-        "proxy_score": None,
+        "proxy_score": proxy_score,
     }

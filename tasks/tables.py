@@ -46,12 +46,14 @@ PAIRS = pa.schema(
         _required("prompt_id", pa.string()),
         _required("response_a", pa.string()),
         _required("response_b", pa.string()),
+        _required("staleness", pa.int32()),
         pa.field("weight", pa.float64()),
         pa.field("inclusion_probability", pa.float64()),
         pa.field("score", pa.float64()),
     ]
 )
-"""One row a selected pair, in order of choice; nulls where the selector defines no such number."""
+"""One row a selected pair, in order of choice; nulls where the selector defines no such number. `staleness`: rounds
+since the pool of the pair was written, 0 for this round's."""
 
 PREFERENCES = pa.schema(
     [
@@ -85,7 +87,10 @@ SCORES = pa.schema(
 
 
 def features_schema(dim: int) -> pa.Schema:
-    """FEATURES for vectors of `dim` numbers: one row a response; log-probabilities summed over its tokens, nats."""
+    """FEATURES for vectors of `dim` numbers: one row a response; log-probabilities summed over its tokens, nats.
+
+    `proxy_score`: what a cheap stand-in for the labeller makes of the text; null where the config names none.
+    """
     return pa.schema(
         [
             _required("response_id", pa.string()),
@@ -108,6 +113,34 @@ class Table(BaseModel):
     path: Path
     rows: int
     digest: str
+
+
+class PastRound(BaseModel):
+    """What an earlier round of the lineage left for later ones.
+
+    Attributes:
+        pool: its responses.
+        features: their scores under the policy and the reference of that round.
+        recalled_features: scores, under the same two, of the responses that it recalled from rounds before it.
+        preferences: its labels, of pairs of those responses.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    pool: Table
+    features: Table
+    recalled_features: Table
+    preferences: Table
+
+    @property
+    def digests(self) -> list[str]:
+        """The digests of all four."""
+        return [table.digest for table in (self.pool, self.features, self.recalled_features, self.preferences)]
+
+
+def latest(past: Sequence[PastRound], num_rounds: int) -> Sequence[PastRound]:
+    """The last so many rounds, oldest first; all of them where there are fewer."""
+    return past[max(0, len(past) - num_rounds) :]
 
 
 def schema_digest(schema: pa.Schema) -> str:
@@ -186,12 +219,15 @@ def read(folder: Path, schema: pa.Schema) -> pa.Table:
 
 
 def read_features(folder: Path) -> pa.Table:
-    """All rows of a feature stage, whatever the dimension of its vectors.
+    """All rows of a feature stage, whatever the dimension of its vectors; of dimension 1 where it has no row.
 
     Raises:
         InputError: a file doesn't keep the schema.
     """
-    found = pq.read_schema(parts(folder)[0])
+    files = parts(folder)
+    if not files:
+        return features_schema(1).empty_table()
+    found = pq.read_schema(files[0])
     kind = found.field("feature").type if "feature" in found.names else pa.null()
     dim = kind.list_size if pa.types.is_fixed_size_list(kind) else 1  # whatever: the check then lists the faults
     return read(folder, features_schema(dim))

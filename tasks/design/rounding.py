@@ -9,7 +9,7 @@ from tasks.design.kernels import squared_lengths
 
 _DECIMALS = 9
 _GROWTH = 8
-_SHORTLIST = 2
+_SHORTEST_LIST = 1024
 
 
 def round_design(design: Design, problem: Problem) -> IntArray:
@@ -39,7 +39,7 @@ def order_by_gain(criterion: Criterion, chosen: IntArray) -> IntArray:
     left, ordered, held = np.sort(chosen), np.zeros(0, dtype=np.intp), criterion.prior
     while len(left):
         goal = min(2 * len(ordered) + 1, len(chosen))
-        listed = left[_by_worth(criterion, held, left)[: _SHORTLIST * max(goal, _GROWTH)]]
+        listed = left[_by_worth(criterion, held, left)[: max(2 * goal, _SHORTEST_LIST)]]
         while len(ordered) < goal:
             size = min(max(1, len(ordered) // _GROWTH), goal - len(ordered))
             listed = np.sort(listed)
