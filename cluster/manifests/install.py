@@ -23,6 +23,7 @@ PYTHON = str(VENV / "bin" / "python")
 UV = str(VENV / "bin" / "uv")
 STAMP = VENV / "pairwright.stamp"
 UV_REQUIREMENT = "uv==0.13.8"
+EXTRAS = ("cpu", "dev", "bench")
 OLDEST_PYTHON = (3, 11)
 SECTIONS = ("global", "install", ":env:")  # of pip's configuration, a later one wins
 TRANSLATION = {
@@ -131,7 +132,8 @@ def install() -> None:
 def renew_lock() -> None:
     """Resolve the newest versions that pyproject.toml allows."""
     environment = prepare_uv()
-    command = [UV, "pip", "compile", "pyproject.toml", "--python", PYTHON, "--extra", "cpu", "--extra", "dev"]
+    extras = [word for extra in EXTRAS for word in ("--extra", extra)]
+    command = [UV, "pip", "compile", "pyproject.toml", "--python", PYTHON, *extras]
     run([*command, "--quiet", "--upgrade", "--no-header", "--no-annotate", "--output-file", str(LOCK)], environment)
 
 
