@@ -1,13 +1,34 @@
 """Selectors: ways to spend a labelling budget on a pool. The union below is the one place to add one."""  # noqa: A005 (only ever tasks.design.selectors)
 
-from typing import get_args
+from typing import get_args, get_type_hints
 
 from tasks.design.selectors.base import Selector
-from tasks.design.selectors.baselines import Uniform
+from tasks.design.selectors.baselines import FirstTwo, Uniform
 from tasks.design.selectors.designs import ADesign, DDesign, TraceDesign, VDesign
+from tasks.design.selectors.margins import Apl, Entropy, MaxMargin, MinMargin
+from tasks.design.selectors.rewards import BestRandom, BestSecond, BestWorst, QuantileGap, TopGap
 
-AnySelector = Uniform | TraceDesign | DDesign | ADesign | VDesign
+AnySelector = (
+    Uniform
+    | FirstTwo
+    | TraceDesign
+    | DDesign
+    | ADesign
+    | VDesign
+    | MaxMargin
+    | MinMargin
+    | Entropy
+    | Apl
+    | BestWorst
+    | BestSecond
+    | BestRandom
+    | TopGap
+    | QuantileGap
+)
 
-SELECTORS: dict[str, type[AnySelector]] = {selector.kind: selector for selector in get_args(AnySelector)}
+SELECTORS: dict[str, type[AnySelector]] = {
+    kind: selector for selector in get_args(AnySelector) for kind in get_args(get_type_hints(selector)["kind"])
+}
+"""Every selector by its kind; some answer to more than one."""
 
 __all__ = ["SELECTORS", "AnySelector", "Selector"]
