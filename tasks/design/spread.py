@@ -16,7 +16,7 @@ from tasks.design.limits import Limits
 
 _CENTRES_AT_ONCE = 32
 _ROWS_AT_ONCE = 4096
-_NUMBERS_AT_ONCE = 1 << 20
+_NUMBERS_AT_ONCE = 1 << 18
 _ROUNDING = 256
 
 
@@ -47,23 +47,18 @@ class PairVectors:
         cls, space: PairSpace, mask: BoolArray, *, scales: FloatArray | None = None, oriented: bool = False
     ) -> "PairVectors":
         """The vectors of the pairs in a mask (P, m); `scales` (P, m) holds omega, None: 1 each."""
-        num_responses = space.valid.shape[1]
-        responses = np.empty((*space.valid.shape, space.dim), dtype=space.precision)
-        for part, chunk in space.chunks(space.precision):
-            responses[part] = to_numpy(chunk)
-        flat, pairs = responses.reshape(-1, space.dim), np.flatnonzero(mask)
-        first, second = (
-            (pairs // mask.shape[1]) * num_responses + end[pairs % mask.shape[1]] for end in pair_slots(num_responses)
-        )
-        omega = np.ones(len(pairs), flat.dtype) if scales is None else scales.ravel()[pairs].astype(flat.dtype)
+        responses, pairs = _centred(space), np.flatnonzero(mask)
+        prompt, slot = np.divmod(pairs, mask.shape[1])
+        first, second = (prompt * space.valid.shape[1] + end[slot] for end in pair_slots(space.valid.shape[1]))
+        omega = (np.ones(mask.shape) if scales is None else scales).ravel()[pairs].astype(responses.dtype)
         return cls(
-            responses=flat,
+            responses=responses,
             pairs=pairs,
             first=first,
             second=second,
             scales=omega,
+            squared_norms=omega * omega * _squared_lengths(responses, first, second),
             oriented=oriented,
-            squared_norms=np.square(omega) * _squared_lengths(flat, first, second),
         )
 
     def rows(self, places: IntArray) -> FloatArray:
@@ -165,7 +160,7 @@ class _Basket:
         others = rng.permutation(np.setdiff1d(self.vectors.pairs, taken))
         chosen = self.limits.take(np.concatenate([taken, others]))
         added = len(chosen) - len(taken)
-        note = f"no other pair differs from those before: the last {added} of {len(chosen)} were drawn at random"
+        note = f"the distances name no further pair: the last {added} of {len(chosen)} were drawn at random"
         squared = np.concatenate([distances, np.zeros(len(chosen) - len(distances))])
         return Spread(pairs=chosen, squared_distances=squared, notes=(note,) if added else ())
 
@@ -280,6 +275,14 @@ def move_centres(vectors: PairVectors, centres: FloatArray) -> tuple[FloatArray,
     sizes = np.bincount(nearest, minlength=len(centres))[:, None]
     means: FloatArray = np.where(sizes > 0, sums / np.maximum(sizes, 1), centres).astype(centres.dtype)
     return means, inertia
+
+
+def _centred(space: PairSpace) -> FloatArray:
+    """Features about the mean of their prompt on the host, (P K, dim)."""
+    responses = np.empty((*space.valid.shape, space.dim), dtype=space.precision)
+    for part, chunk in space.chunks(space.precision):
+        responses[part] = to_numpy(chunk)
+    return responses.reshape(-1, space.dim)
 
 
 def _squares(rows: FloatArray) -> FloatArray:

@@ -5,6 +5,7 @@ from typing import get_args, get_type_hints
 from tasks.design.selectors.base import Selector
 from tasks.design.selectors.baselines import FirstTwo, Uniform
 from tasks.design.selectors.designs import ADesign, DDesign, TraceDesign, VDesign
+from tasks.design.selectors.diversity import Badge, KCenter, KMeans
 from tasks.design.selectors.margins import Apl, Entropy, MaxMargin, MinMargin
 from tasks.design.selectors.rewards import BestRandom, BestSecond, BestWorst, QuantileGap, TopGap
 
@@ -24,6 +25,9 @@ AnySelector = (
     | BestRandom
     | TopGap
     | QuantileGap
+    | Badge
+    | KCenter
+    | KMeans
 )
 
 SELECTORS: dict[str, type[AnySelector]] = {
