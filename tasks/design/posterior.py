@@ -45,13 +45,15 @@ class Posterior:
     @cached_property
     def rewards(self) -> FloatArray:
         """Mean reward of every response, nats, (P, K)."""
-        return np.concatenate([to_numpy(mapped[..., 0]) for mapped in self._mapped(self.mean[:, None])])
+        rewards: FloatArray = np.concatenate([to_numpy(mapped[..., 0]) for mapped in self._mapped(self.mean[:, None])])
+        return rewards
 
     @cached_property
     def deviations(self) -> FloatArray:
         """Standard deviation of every response's reward, nats, (P, K)."""
-        squares = (to_numpy(namespace(mapped).sum(mapped**2, axis=2)) for mapped in self._mapped(self.inverse_root))
-        return np.sqrt(np.concatenate(list(squares)))
+        squares = [to_numpy(namespace(mapped).sum(mapped**2, axis=2)) for mapped in self._mapped(self.inverse_root)]
+        deviations: FloatArray = np.sqrt(np.concatenate(squares))
+        return deviations
 
     @cached_property
     def logits(self) -> FloatArray:
@@ -78,7 +80,7 @@ class Posterior:
         return draws
 
     def _mapped(self, matrix: FloatArray) -> Iterator[Array]:
-        """beta T' phi_c for T = `matrix` (dim, q), in chunks of prompts (p, K, q)."""
+        """Chunks of prompts, each beta T' phi_c for T = `matrix` (dim, q), (p, K, q)."""
         scaled = self._like(self.pool.beta * matrix)
         for _, chunk in self.pool.space.chunks(np.float64):
             xp = namespace(chunk)

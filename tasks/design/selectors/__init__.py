@@ -2,11 +2,20 @@
 
 from typing import get_args, get_type_hints
 
+from tasks.design.selectors.bandits import (
+    Baits,
+    DeltaUcb,
+    DoubleReversedThompson,
+    Infomax,
+    MaxMinLcb,
+    Thompson,
+)
 from tasks.design.selectors.base import Selector
 from tasks.design.selectors.baselines import FirstTwo, Uniform
 from tasks.design.selectors.designs import ADesign, DDesign, TraceDesign, VDesign
 from tasks.design.selectors.diversity import Badge, KCenter, KMeans
 from tasks.design.selectors.margins import Apl, Entropy, MaxMargin, MinMargin
+from tasks.design.selectors.posteriors import Bald, BalPm, NearTie
 from tasks.design.selectors.rewards import BestRandom, BestSecond, BestWorst, QuantileGap, TopGap
 
 AnySelector = (
@@ -28,6 +37,15 @@ AnySelector = (
     | Badge
     | KCenter
     | KMeans
+    | Bald
+    | NearTie
+    | BalPm
+    | Thompson
+    | DoubleReversedThompson
+    | Baits
+    | DeltaUcb
+    | Infomax
+    | MaxMinLcb
 )
 
 SELECTORS: dict[str, type[AnySelector]] = {
