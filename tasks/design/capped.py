@@ -4,9 +4,9 @@ Minimise a convex Phi(w) over the relaxed selections by conjugate Frank-Wolfe (M
 line search. The linear subproblem is exact, so that its gap certifies the result at every iterate.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from logging import getLogger
-from time import perf_counter
 
 import numpy as np
 
@@ -14,38 +14,11 @@ from tasks.design.arrays import Array, FloatArray, Precision
 from tasks.design.criterion import Criterion
 from tasks.design.limits import Limits
 from tasks.design.measures import Expansion
+from tasks.design.search import Design, Effort, in_two_precisions
 
 logger = getLogger(__name__)
 
-_SINGLE_TOLERANCE = 1e-4
-_SINGLE_MARGIN = 0.97
 _MAX_CONJUGATE_SHARE = 0.99
-
-
-@dataclass(frozen=True, kw_only=True)
-class Effort:
-    """When a search ends: at the tolerance, or where passes or time run out.
-
-    Attributes:
-        tolerance: relative gap that is small enough.
-        max_passes: times that all pairs may be scored.
-        max_seconds: wall time after which no pass starts.
-        begun: reading of `time.perf_counter` that the seconds count from.
-    """
-
-    tolerance: float = 1e-3
-    max_passes: int = 200
-    max_seconds: float = np.inf
-    begun: float = field(default_factory=perf_counter)
-
-    @property
-    def out_of_time(self) -> bool:
-        """Whether the seconds are used up."""
-        return perf_counter() - self.begun > self.max_seconds
-
-    def spent(self, passes: int) -> bool:
-        """Whether no pass may follow after so many."""
-        return passes >= self.max_passes or self.out_of_time
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,29 +27,6 @@ class Problem:
 
     criterion: Criterion
     limits: Limits
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Design:
-    """A relaxed design and what is known about it.
-
-    Attributes:
-        weights: w_e, (P, m).
-        scores: s_e = -dPhi/dw_e at the design, (P, m).
-        objective: Phi(w).
-        gap: relative duality gap, see `Expansion.relative`.
-        lower_bound: no design allowed has a smaller objective.
-        passes: times that all pairs were scored.
-        converged: the gap is at most the tolerance.
-    """
-
-    weights: FloatArray
-    scores: FloatArray
-    objective: float
-    gap: float
-    lower_bound: float
-    passes: int
-    converged: bool
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,17 +54,7 @@ def bounded_design(problem: Problem, effort: Effort | None = None, *, start: Flo
     weights, passes = start, 0
     if weights is None:
         weights, passes = best_start(problem), 1
-    rough = problem.criterion.rough_precision
-    if rough is not np.float64 and effort.tolerance >= _SINGLE_TOLERANCE:
-        nearly = Effort(
-            tolerance=_SINGLE_MARGIN * effort.tolerance,
-            max_passes=effort.max_passes - 1,
-            max_seconds=effort.max_seconds,
-            begun=effort.begun,
-        )
-        found = descend(problem, weights, nearly, precision=rough, passes=passes)
-        weights, passes = found.weights, found.passes
-    return descend(problem, weights, effort, passes=passes)
+    return in_two_precisions(partial(descend, problem), problem.criterion, weights, effort, passes=passes)
 
 
 def best_start(problem: Problem) -> FloatArray:
@@ -129,7 +69,6 @@ def descend(
     problem: Problem,
     weights: FloatArray,
     effort: Effort,
-    *,
     precision: Precision = np.float64,
     passes: int = 0,
 ) -> Design:

@@ -7,9 +7,10 @@ the largest weights then say nothing about which directions go together.
 import numpy as np
 
 from tasks.design.arrays import BoolArray, FloatArray, IntArray
-from tasks.design.capped import Effort, Problem
+from tasks.design.capped import Problem
 from tasks.design.limits import ranks_within
 from tasks.design.measures import Expansion
+from tasks.design.search import Effort
 
 _MAX_ROUNDS = 12
 _LEAST_GAIN = 1e-4

@@ -158,6 +158,13 @@ class Pool:
         prompt, slot = np.divmod(index, len(first))
         return prompt, first[slot], second[slot]
 
+    def index_of(self, prompt: IntArray, first: IntArray, second: IntArray) -> IntArray:
+        """Flat pair indices of pairs of responses, `first` < `second`; the inverse of `pairs`."""
+        num_responses = self.valid.shape[1]
+        before = first * (2 * num_responses - first - 1) // 2
+        index: IntArray = prompt * len(pair_slots(num_responses)[0]) + before + second - first - 1
+        return index
+
     @cached_property
     def space(self) -> PairSpace:
         """The features as differences within prompts."""

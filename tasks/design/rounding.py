@@ -3,9 +3,10 @@
 import numpy as np
 
 from tasks.design.arrays import Array, IntArray
-from tasks.design.capped import Design, Problem
+from tasks.design.capped import Problem
 from tasks.design.criterion import Criterion
 from tasks.design.kernels import squared_lengths
+from tasks.design.search import Design
 
 _DECIMALS = 9
 _GROWTH = 8

@@ -6,30 +6,29 @@ measure (Yu 2010, "Monotonic convergence of a general algorithm for computing op
 extrapolation (SQUAREM: Varadhan and Roland 2008).
 """
 
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass
+from functools import cached_property, partial
 from logging import getLogger
 
 import numpy as np
 
 from tasks.design.arrays import Array, FloatArray, IntArray, Precision, to_like
-from tasks.design.capped import Design, Effort
 from tasks.design.criterion import Criterion
 from tasks.design.kernels import squared_lengths
 from tasks.design.measures import Expansion
+from tasks.design.search import Design, Effort, in_two_precisions
 
 logger = getLogger(__name__)
 
-_SINGLE_TOLERANCE = 1e-4
-_FIRST_COLUMNS = 4
-_NEW_SHARE = 1e-3
-_NEW_COLUMNS = 4
-_INNER_SHARE_OF_GAP = 0.1
-_INNER_SHARE_OF_TOLERANCE = 0.5
-_DROPPED = 1e-9
-_LEAST_LOG = 1e-300
+_COLUMNS_PER_DIM = 4
+_NEW_WEIGHT = 0.3  # of the mean weight: a weight that is too small holds the gap up for long, one too large decays soon
+_LEAST_WEIGHT = 1e-9
+_PATIENCE = 20
+_SHARE_OF_GAP = 0.2
+_SHARE_OF_TOLERANCE = 0.5
 _LONGEST = 1e3
 _SHORTEST = 1.05
+_TINY = 1e-300
 
 
 def simplex_design(criterion: Criterion, effort: Effort | None = None, *, start: FloatArray | None = None) -> Design:
@@ -50,12 +49,7 @@ def simplex_design(criterion: Criterion, effort: Effort | None = None, *, start:
         raise ValueError("no pair is valid: a design needs one or more")
     effort = effort or Effort()
     weights, passes = (_first_columns(criterion), 1) if start is None else (_normalised(start * criterion.mask), 0)
-    rough = criterion.rough_precision
-    if rough is not np.float64 and effort.tolerance >= _SINGLE_TOLERANCE:
-        nearly = replace(effort, max_passes=effort.max_passes - 1)
-        found = _generate_columns(criterion, weights, nearly, precision=rough, passes=passes)
-        weights, passes = found.weights, found.passes
-    return _generate_columns(criterion, weights, effort, passes=passes)
+    return in_two_precisions(partial(_generate_columns, criterion), criterion, weights, effort, passes=passes)
 
 
 def _first_columns(criterion: Criterion) -> FloatArray:
@@ -63,14 +57,17 @@ def _first_columns(criterion: Criterion) -> FloatArray:
     rough = criterion.rough_precision
     uniform = _normalised(criterion.mask.astype(np.float64))
     scores = criterion.gains(criterion.expand(criterion.information(uniform, rough)), rough)
-    weights = np.zeros(scores.size)
-    weights[_highest(np.where(criterion.mask, scores, -1.0), int(_FIRST_COLUMNS * criterion.space.dim))] = 1.0
-    return _normalised(weights.reshape(scores.shape) * criterion.mask)
+    if not scores.any():
+        return uniform
+    weights, best = np.zeros(scores.size), _highest(scores, _COLUMNS_PER_DIM * criterion.space.dim)
+    weights[best] = scores.ravel()[best] > 0
+    return _normalised(weights).reshape(scores.shape)
 
 
 def _generate_columns(
-    criterion: Criterion, weights: FloatArray, effort: Effort, *, precision: Precision = np.float64, passes: int
+    criterion: Criterion, weights: FloatArray, effort: Effort, precision: Precision, passes: int
 ) -> Design:
+    exhausted = False
     while True:
         expansion = criterion.expand(criterion.information(weights))
         scores = criterion.gains(expansion, precision)
@@ -79,13 +76,10 @@ def _generate_columns(
         relative = expansion.relative(gap)
         logger.info("pass %d: relative gap %.2e, objective %.6g", passes, relative, expansion.objective)
         converged = relative <= effort.tolerance
-        if converged or effort.spent(passes):
+        if converged or exhausted or effort.spent(passes):
             break
-        target = max(_INNER_SHARE_OF_TOLERANCE * effort.tolerance, _INNER_SHARE_OF_GAP * relative)
-        found, objective = _improve(criterion, weights, scores, target=target, effort=effort)
-        if objective >= expansion.objective:
-            break
-        weights = found
+        target = max(_SHARE_OF_TOLERANCE * effort.tolerance, _SHARE_OF_GAP * relative)
+        weights, exhausted = _improve(criterion, weights, scores, target=target, effort=effort)
     return Design(
         weights=weights,
         scores=scores,
@@ -99,27 +93,38 @@ def _generate_columns(
 
 def _improve(
     criterion: Criterion, weights: FloatArray, scores: FloatArray, *, target: float, effort: Effort
-) -> tuple[FloatArray, float]:
+) -> tuple[FloatArray, bool]:
     """Take in the best columns, settle the weights of all to the relative gap `target`, drop those without.
 
     Returns:
-        weights (P, m), and the objective before the drop.
+        weights (P, m), and whether they fall short of the target.
     """
-    held = weights.ravel()
-    best = _highest(scores, int(_NEW_COLUMNS * criterion.space.dim))
-    entering = best[(held[best] == 0) & (scores.ravel()[best] > (weights * scores).sum())]
-    pairs = np.union1d(np.flatnonzero(held), entering)
-    first = np.where(held[pairs] > 0, held[pairs], _NEW_SHARE / len(pairs))
-    columns = _Columns.of(criterion, pairs)
-    point = columns.at(_normalised(first))
-    while point.gap > target and not effort.out_of_time:
-        ahead = _accelerated(columns, point)
-        if ahead.objective >= point.objective:
-            break
-        point = ahead
-    settled = np.zeros(held.shape)
-    settled[pairs] = np.where(point.weights > _DROPPED / len(pairs), point.weights, 0.0)
-    return _normalised(settled).reshape(weights.shape), point.objective
+    flat = weights.ravel()
+    pairs = np.union1d(np.flatnonzero(flat), _entering(criterion, weights, scores))
+    first = np.where(flat[pairs] > 0, flat[pairs], _NEW_WEIGHT / len(pairs))
+    point = _settle(_Columns.of(criterion, pairs), _normalised(first), target=target, effort=effort)
+    improved = np.zeros(flat.shape)
+    improved[pairs] = np.where(point.weights > _LEAST_WEIGHT / len(pairs), point.weights, 0.0)
+    return _normalised(improved).reshape(weights.shape), point.gap > target
+
+
+def _entering(criterion: Criterion, weights: FloatArray, scores: FloatArray) -> IntArray:
+    """Flat indices of the best pairs among those that should have weight and have none."""
+    best = _highest(scores, _COLUMNS_PER_DIM * criterion.space.dim)
+    missing = (weights.ravel()[best] == 0) & (scores.ravel()[best] > (weights * scores).sum())
+    entering: IntArray = best[missing]
+    return entering
+
+
+def _settle(columns: "_Columns", weights: FloatArray, *, target: float, effort: Effort) -> "_Point":
+    """Weigh the active set to a relative gap of at most `target`, or until rounding hides all progress."""
+    point = columns.at(weights)
+    least, stalled = point.objective, 0
+    while point.gap > target and stalled < _PATIENCE and not effort.out_of_time:
+        point = _accelerated(columns, point)
+        stalled = 0 if point.objective < least else stalled + 1
+        least = min(least, point.objective)
+    return point
 
 
 @dataclass(frozen=True, eq=False)
@@ -182,14 +187,14 @@ class _Path:
 
     @cached_property
     def _terms(self) -> FloatArray:
-        first, second, third = np.log(np.maximum([self.first, self.second, self.third], _LEAST_LOG))
+        first, second, third = np.log(np.maximum([self.first, self.second, self.third], _TINY))
         return np.stack([first, second - first, third - 2 * second + first])
 
     @property
     def length(self) -> float:
         """How far to follow it: the ratio of slope and bend in the Fisher metric of the weights."""
         slope, bend = np.square(self._terms[1:]) @ self.second
-        return float(np.clip(np.sqrt(slope / max(bend, _LEAST_LOG)), 1.0, _LONGEST))
+        return float(np.clip(np.sqrt(slope / max(bend, _TINY)), 1.0, _LONGEST))
 
     def at(self, length: float) -> FloatArray:
         logs = np.array([1.0, 2 * length, length**2]) @ self._terms

@@ -1,5 +1,6 @@
 """Selectors: ways to spend a labelling budget on a pool. The union below is the one place to add one."""  # noqa: A005 (only ever tasks.design.selectors)
 
+from dataclasses import dataclass, field
 from typing import get_args, get_type_hints
 
 from tasks.design.selectors.bandits import (
@@ -15,16 +16,21 @@ from tasks.design.selectors.baselines import FirstTwo, Uniform
 from tasks.design.selectors.designs import ADesign, DDesign, TraceDesign, VDesign
 from tasks.design.selectors.diversity import Badge, KCenter, KMeans
 from tasks.design.selectors.margins import Apl, Entropy, MaxMargin, MinMargin
+from tasks.design.selectors.mixture import MixtureOf
 from tasks.design.selectors.posteriors import Bald, BalPm, NearTie
 from tasks.design.selectors.rewards import BestRandom, BestSecond, BestWorst, QuantileGap, TopGap
+from tasks.design.selectors.sampled import Dope, ReferenceWeighted, SampledTraceDesign
 
-AnySelector = (
+PlainSelector = (
     Uniform
     | FirstTwo
+    | ReferenceWeighted
     | TraceDesign
+    | SampledTraceDesign
     | DDesign
     | ADesign
     | VDesign
+    | Dope
     | MaxMargin
     | MinMargin
     | Entropy
@@ -47,6 +53,16 @@ AnySelector = (
     | Infomax
     | MaxMinLcb
 )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mixture(MixtureOf):
+    __doc__ = MixtureOf.__doc__
+
+    selector: PlainSelector = field(default_factory=TraceDesign)
+
+
+AnySelector = PlainSelector | Mixture
 
 SELECTORS: dict[str, type[AnySelector]] = {
     kind: selector for selector in get_args(AnySelector) for kind in get_args(get_type_hints(selector)["kind"])

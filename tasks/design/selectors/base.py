@@ -26,7 +26,8 @@ class Selector(Protocol):
         ValueError: the pool can't hold the budget, or lacks what the selector needs.
     """
 
-    needs: ClassVar[frozenset[Need]]
+    @property
+    def needs(self) -> frozenset[Need]: ...  # noqa: D102
 
     @property
     def max_pairs_per_prompt(self) -> int | None: ...  # noqa: D102

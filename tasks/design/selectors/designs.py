@@ -8,12 +8,13 @@ from typing import Literal
 import numpy as np
 
 from tasks.design.arrays import FloatArray, IntArray, to_numpy
-from tasks.design.capped import Design, Effort, Problem, bounded_design
+from tasks.design.capped import Problem, bounded_design
 from tasks.design.criterion import Criterion, curvature_of, effective_rank, log_det_criterion, trace_criterion
 from tasks.design.exchange import exchange_pairs
 from tasks.design.limits import limits_of
 from tasks.design.pool import Pool
 from tasks.design.rounding import order_by_gain, round_design
+from tasks.design.search import Design, Effort
 from tasks.design.selection import Certificate, Selection, selection_of
 from tasks.design.selectors.base import Capped
 
@@ -21,7 +22,49 @@ _SUPPORT = 1e-6
 
 
 @dataclass(frozen=True, kw_only=True)
-class _BoundedDesign(Capped, ABC):
+class Searching(Capped, ABC):
+    """A selector that searches for a relaxed design.
+
+    Attributes:
+        max_pairs_per_prompt: cap on the pairs of one prompt; None: no cap.
+        ridge: lambda in M = lambda I + prior + information of the chosen pairs, in units of that information.
+        tolerance: certified relative gap at which the relaxed design is good enough.
+        max_passes: times that all pairs are scored for it; the certificate holds even where they don't suffice.
+        max_seconds: wall time after which its search stops; None: no limit.
+    """
+
+    ridge: float = 1e-3
+    tolerance: float = 1e-3
+    max_passes: int = 200
+    max_seconds: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, value in (("ridge", self.ridge), ("tolerance", self.tolerance)):
+            if not 0 < value < np.inf:
+                raise ValueError(f"{name} is {value}: pass a positive, finite number such as 1e-3")
+        if self.max_passes < 1:
+            raise ValueError(f"max_passes is {self.max_passes}: allow 1 or more")
+
+    @abstractmethod
+    def criterion(self, pool: Pool) -> Criterion:
+        """What the design minimises."""
+
+    def effort(self) -> Effort:
+        """When a search that begins now ends."""
+        seconds = np.inf if self.max_seconds is None else self.max_seconds
+        return Effort(tolerance=self.tolerance, max_passes=self.max_passes, max_seconds=seconds)
+
+    def unfinished(self, design: Design) -> tuple[str, ...]:
+        """A note where a limit ended the search before the tolerance was reached."""
+        if design.converged:
+            return ()
+        found = f"after {design.passes} passes at a gap of {design.gap:.2e}"
+        return (f"the search stopped {found}, above the tolerance of {self.tolerance:.2e}",)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _BoundedDesign(Searching):
     """Solve the relaxed design in which a pair is labelled at most once, round it, exchange, order it by gain.
 
     Deterministic: inclusion probabilities are undefined. A prefix of the order is a design for a smaller budget.
@@ -30,33 +73,24 @@ class _BoundedDesign(Capped, ABC):
         max_pairs_per_prompt: cap on the pairs of one prompt; None: no cap.
         min_pairs_per_prompt: least pairs of one prompt; equal to the cap it asks for exactly as many of each.
         ridge: lambda in M = lambda I + prior + information of the chosen pairs, in units of that information.
-        logistic: weigh each pair by sigma'(z), the information of a label about its margin.
         tolerance: certified relative gap at which the relaxed design is good enough.
         max_passes: times that all pairs are scored for it; the certificate holds even where they don't suffice.
         max_seconds: wall time after which its search stops; None: no limit.
+        logistic: weigh each pair by sigma'(z), the information of a label about its margin.
     """
 
     min_pairs_per_prompt: int = 0
-    ridge: float = 1e-3
     logistic: bool = True
-    tolerance: float = 1e-3
-    max_passes: int = 200
-    max_seconds: float | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_effort(ridge=self.ridge, tolerance=self.tolerance, max_passes=self.max_passes)
         cap = self.max_pairs_per_prompt
         if self.min_pairs_per_prompt < 0 or (cap is not None and self.min_pairs_per_prompt > cap):
             raise ValueError(f"min_pairs_per_prompt is {self.min_pairs_per_prompt}: pass 0 up to the cap of {cap}")
 
-    @abstractmethod
-    def criterion(self, pool: Pool) -> Criterion:
-        """What the design minimises."""
-
     def __call__(self, pool: Pool, budget: int, rng: np.random.Generator) -> Selection:  # noqa: ARG002 (the protocol's)
         """Choose the pairs to label, ordered by what each adds to those before it; no randomness is used."""
-        effort = effort_of(self.tolerance, self.max_passes, self.max_seconds)
+        effort = self.effort()
         limits = limits_of(pool, budget, cap=self.max_pairs_per_prompt, floor=self.min_pairs_per_prompt)
         problem = Problem(self.criterion(pool), limits)
         design = bounded_design(problem, effort)
@@ -64,7 +98,7 @@ class _BoundedDesign(Capped, ABC):
         chosen = exchange_pairs(problem, rounded, lower_bound=design.lower_bound, effort=effort)
         ordered = order_by_gain(problem.criterion, chosen)
         certificate = certify(problem.criterion, design, chosen=ordered, begun=effort.begun)
-        selection = selection_of(pool, ordered, scores=design.scores, notes=unfinished(design, self.tolerance))
+        selection = selection_of(pool, ordered, scores=design.scores, notes=self.unfinished(design))
         return replace(selection, weights=design.weights.ravel()[ordered], certificate=certificate)
 
 
@@ -128,20 +162,6 @@ def pool_information(pool: Pool, *, logistic: bool = True) -> FloatArray:
     return to_numpy(pool.space.information(curvature_of(pool, logistic=logistic) / pool.num_pairs))
 
 
-def effort_of(tolerance: float, max_passes: int, max_seconds: float | None) -> Effort:
-    """When a search that begins now ends."""
-    return Effort(
-        tolerance=tolerance, max_passes=max_passes, max_seconds=np.inf if max_seconds is None else max_seconds
-    )
-
-
-def unfinished(design: Design, tolerance: float) -> tuple[str, ...]:
-    """A note where a limit ended the search before the tolerance was reached."""
-    if design.converged:
-        return ()
-    return (f"the search stopped after {design.passes} passes at a gap of {design.gap:.2e}, above {tolerance:.2e}",)
-
-
 def certify(criterion: Criterion, design: Design, *, chosen: IntArray, begun: float) -> Certificate:
     """What the relaxed design proves about the chosen pairs.
 
@@ -166,11 +186,3 @@ def certify(criterion: Criterion, design: Design, *, chosen: IntArray, begun: fl
         seconds=perf_counter() - begun,
         converged=design.converged,
     )
-
-
-def _check_effort(*, ridge: float, tolerance: float, max_passes: int) -> None:
-    for name, value in (("ridge", ridge), ("tolerance", tolerance)):
-        if not 0 < value < np.inf:
-            raise ValueError(f"{name} is {value}: pass a positive, finite number such as 1e-3")
-    if max_passes < 1:
-        raise ValueError(f"max_passes is {max_passes}: allow 1 or more")

@@ -6,10 +6,11 @@ import pytest
 from scipy.optimize import LinearConstraint, minimize
 
 from tasks.design import capped, criterion
-from tasks.design.capped import Effort, Problem, bounded_design
+from tasks.design.capped import Problem, bounded_design
 from tasks.design.criterion import trace_criterion
 from tasks.design.limits import limits_of
 from tasks.design.pool import Pool
+from tasks.design.search import Effort
 
 
 def problem_of(pool, budget, *, cap=None, ridge=1e-3):

@@ -3,12 +3,13 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from tasks.design.capped import Effort, Problem, bounded_design
+from tasks.design.capped import Problem, bounded_design
 from tasks.design.criterion import log_det_criterion, trace_criterion
 from tasks.design.exchange import exchange_pairs
 from tasks.design.limits import limits_of
 from tasks.design.pool import Pool
 from tasks.design.rounding import round_design
+from tasks.design.search import Effort
 
 
 def objective(problem, pairs):

@@ -13,6 +13,12 @@ def test_pairs_walk_the_upper_triangle_prompt_by_prompt(make_pool):
     assert second.tolist() == [1, 2, 2, 1, 2, 2]
 
 
+def test_an_index_is_that_of_its_pair(make_pool):
+    pool = make_pool((5, 6, 1))
+    index = np.random.default_rng(0).permutation(75)
+    np.testing.assert_array_equal(pool.index_of(*pool.pairs(index)), index)
+
+
 def test_only_pairs_of_two_valid_responses_count(make_pool):
     valid = np.array([[True, True, False, True], [False, True, False, False]])
     pool = replace(make_pool((2, 4, 1)), valid=valid)

@@ -1,10 +1,11 @@
 import numpy as np
 import pytest
 
-from tasks.design.capped import Design, Problem
+from tasks.design.capped import Problem
 from tasks.design.criterion import log_det_criterion, trace_criterion
 from tasks.design.limits import Limits
 from tasks.design.rounding import order_by_gain, round_design
+from tasks.design.search import Design
 
 MASK = np.ones((2, 3), dtype=bool)
 

@@ -16,6 +16,8 @@ KINDS = sorted(SELECTORS)
 
 
 def make(kind, **fields):
+    if kind == "mixture":  # its cap is that of the selector within
+        return SELECTORS[kind](selector=TraceDesign(**fields), uniform_share=0.4)
     return SELECTORS[kind](kind=kind, **fields)
 
 
@@ -97,9 +99,9 @@ def test_every_selector_refuses_a_budget_above_the_pool(make_pool, kind):
         select(make(kind, max_pairs_per_prompt=2), pool, 13)
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if SELECTORS[kind].needs])
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if make(kind).needs])
 def test_a_pool_without_what_a_selector_needs_is_refused(make_pool, kind):
-    needed = sorted(SELECTORS[kind].needs)[0]
+    needed = sorted(make(kind).needs)[0]
     with pytest.raises(ValueError, match=f"needs the {needed} of the responses, the pool has none"):
         select(make(kind), make_pool(), 3)
 

@@ -1,0 +1,78 @@
+"""A share of uniform pairs beside any other selector."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from tasks.design.arrays import IntArray
+from tasks.design.limits import limits_of
+from tasks.design.pool import Pool
+from tasks.design.selection import Selection, selection_of
+from tasks.design.selectors.base import Need, Selector
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixtureOf:
+    """Spend a share of the budget on pairs drawn uniformly from those that another selector leaves over.
+
+    They keep every pair possible and show, round after round, what the selector overlooks. Their places in the order
+    are random, so that a prefix is a mixture too. The cap is that of the inner selector and holds for both together.
+
+    Inclusion probabilities are conditional on the inner choice: 1 for its pairs, and for a uniform pair the chance
+    u / (n - b) of u draws from the n - b pairs left by it. Under a cap or costs they are undefined. A certificate of
+    the inner selector does not speak of the whole and is left out; so are scores and weights, which uniform pairs lack.
+
+    Attributes:
+        selector: what spends the rest of the budget.
+        uniform_share: share of the budget for uniform pairs, rounded to whole ones, in [0, 1].
+
+    Raises:
+        ValueError: the share lies outside of [0, 1].
+    """
+
+    kind: Literal["mixture"] = "mixture"
+    selector: Selector
+    uniform_share: float = 0.1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.uniform_share <= 1:
+            raise ValueError(f"uniform_share is {self.uniform_share}: pass a share of the budget from 0 to 1")
+
+    @property
+    def max_pairs_per_prompt(self) -> int | None:
+        """Cap on the pairs of one prompt; None: no cap."""
+        return self.selector.max_pairs_per_prompt
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        """Parts of the pool that must be there."""
+        return self.selector.needs
+
+    def __call__(self, pool: Pool, budget: int, rng: np.random.Generator) -> Selection:
+        """Choose the pairs to label."""
+        limits = limits_of(pool, budget, cap=self.max_pairs_per_prompt)
+        inner_budget = budget - round(self.uniform_share * budget)
+        picked, notes = self._inner_choice(pool, inner_budget, rng)
+        left = np.setdiff1d(np.flatnonzero(pool.pair_mask), picked)
+        uniform = limits.take(np.concatenate([picked, rng.permutation(left)]))[len(picked) :]
+        probabilities = None
+        if limits.cap is None and limits.costs is None:
+            probabilities = np.full(pool.pair_mask.shape, len(uniform) / max(len(left), 1))
+            probabilities.ravel()[picked] = 1.0
+        notes = (*notes, f"{len(uniform)} pairs were drawn uniformly from those left over")
+        return selection_of(pool, _interleaved(picked, uniform, rng), probabilities=probabilities, notes=notes)
+
+    def _inner_choice(self, pool: Pool, budget: int, rng: np.random.Generator) -> tuple[IntArray, tuple[str, ...]]:
+        if budget == 0:
+            return np.zeros(0, dtype=np.intp), ()
+        selection = self.selector(pool, budget, rng)
+        return pool.index_of(selection.prompt, selection.first, selection.second), selection.notes
+
+
+def _interleaved(picked: IntArray, uniform: IntArray, rng: np.random.Generator) -> IntArray:
+    """All pairs, those of each kind in their order, the kinds in random order."""
+    is_uniform = rng.permutation(np.arange(len(picked) + len(uniform)) >= len(picked))
+    mixed = np.empty(len(is_uniform), dtype=np.intp)
+    mixed[~is_uniform], mixed[is_uniform] = picked, uniform
+    return mixed
