@@ -5,10 +5,10 @@ STAMP := .venv/pairwright.stamp
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench lock FORCE
+.PHONY: help demo test lint bench bench-selection lock FORCE
 
 help:  ## Print the targets
-	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 18
 
 demo: $(STAMP)  ## Run one lineage of rounds on this machine's CPU
 	.venv/bin/pairwright run configs/demo.yaml
@@ -24,6 +24,9 @@ lint: $(STAMP)  ## Check style, types and the layers of imports
 
 bench: $(STAMP)  ## Measure generation against its bare engine
 	.venv/bin/python tests/benchmarks/generation_ratio.py
+
+bench-selection: $(STAMP)  ## Measure the selection core against its peers
+	.venv/bin/python -m tests.benchmarks.selection
 
 lock:  ## Renew the pinned versions in cluster/manifests/cpu.lock
 	$(PYTHON) cluster/manifests/install.py --lock

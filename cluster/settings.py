@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from cluster.errors import InputError
@@ -67,6 +67,7 @@ class Settings(BaseSettings):
     ray_address: str | None = Field(None, description="Ray cluster; without it a local one for the run")
     connect_timeout: PositiveFloat = Field(5.0, description="seconds to wait for one answer of a server")
     selection_num_cpus: PositiveFloat = Field(1.0, description="logical CPUs of the selection task")
+    selection_memory_gib: NonNegativeFloat = Field(0.0, description="memory that Ray keeps for it, GiB; 0 keeps none")
     engine: EngineSettings = EngineSettings()
     torch: TorchSettings = TorchSettings()
     train: TrainSettings = TrainSettings()

@@ -1,12 +1,13 @@
 """What a round does, and the lineage it belongs to: the YAML files of configs/ in types."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml
 from prefect.client.schemas.schedules import CronSchedule
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 
 from cluster.errors import InputError
 from cluster.models import AnyCheckpoint
@@ -18,10 +19,6 @@ from tasks.promotion import PromotionConfig
 from tasks.prompts import PromptsConfig
 from tasks.selection import SelectionConfig
 from tasks.training import TrainingConfig
-
-
-_SUPPLIED_BY = {"scores": "features.proxy"}
-"""The key that has a part of the pool made which not every round has."""
 
 
 class RoundConfig(BaseModel):
@@ -42,15 +39,9 @@ class RoundConfig(BaseModel):
 
     @model_validator(mode="after")
     def _selector_is_served(self) -> "RoundConfig":
-        selector, served = self.selection.selector, {"log_probs"}
-        if self.features.proxy is not None:
-            served.add("scores")
-        lacking = sorted(selector.needs - served)
-        if lacking:
-            raise ValueError(
-                f"selection.selector {selector.kind} needs {' and '.join(lacking)}: "
-                f"set {' and '.join(_SUPPLIED_BY.get(need, 'another selector') for need in lacking)}"
-            )
+        selector = self.selection.selector
+        if "scores" in selector.needs and self.features.proxy is None:
+            raise ValueError(f"selection.selector {selector.kind} needs scores: set features.proxy")
         return self
 
     @model_validator(mode="after")
@@ -66,6 +57,12 @@ class RoundConfig(BaseModel):
             raise ValueError(
                 f"budget {self.selection.budget} exceeds the {self.prompts.num_prompts * cap} pairs that "
                 f"selection.selector.max_pairs_per_prompt {cap} allows: lower the budget or raise the cap"
+            )
+        least = self.prompts.num_prompts * self.selection.selector.min_pairs_per_prompt
+        if responses > 1 and self.selection.budget < least:
+            raise ValueError(
+                f"budget {self.selection.budget} is below the {least} pairs that "
+                "selection.selector.min_pairs_per_prompt asks for: raise the budget or lower the minimum"
             )
         if self.training.lora.r > self.generation.max_lora_rank:
             raise ValueError(
@@ -142,12 +139,28 @@ UNKNOWN_KEY = {"extra_forbidden", "unexpected_keyword_argument"}
 
 def _faults(error: ValidationError) -> str:
     lines = []
-    for fault in error.errors():
+    for fault in _telling(error.errors()):
         place = ".".join(str(part) for part in fault["loc"]) or "config"
         found = "" if isinstance(fault["input"], dict | BaseModel) else f" (found {fault['input']!r})"
         hint = ": no such key; check its spelling" if fault["type"] in UNKNOWN_KEY else f": {_message(fault)}"
         lines.append(f"  {place}{hint}{found}")
     return "\n".join(lines)
+
+
+def _telling(faults: Sequence[ErrorDetails]) -> list[ErrorDetails]:
+    """The faults without those of union members that a `kind` did not ask for.
+
+    A selector within a selector is a plain union: each member that is not meant complains about the `kind` alone.
+    """
+    misfits = [fault for fault in faults if fault["type"] == "literal_error" and fault["loc"][-1] == "kind"]
+    others = [fault for fault in faults if fault not in misfits]
+    met = {fault["loc"][: len(misfit["loc"]) - 2] for fault in others for misfit in misfits}
+    unmet = {misfit["loc"][:-2]: misfit for misfit in misfits if misfit["loc"][:-2] not in met}
+    named = [
+        {**misfit, "loc": (*place, "kind"), "msg": "no such kind; the README lists them"}
+        for place, misfit in unmet.items()
+    ]
+    return [*others, *(cast(ErrorDetails, fault) for fault in named)]
 
 
 def _message(fault: Mapping[str, Any]) -> str:

@@ -84,8 +84,9 @@ def tell_notes(key: StageKey, here: RoundContext) -> None:
 def _ask(question: Question, note: Path, settings: Settings) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     import ray
 
-    answer = ray.remote(num_cpus=settings.selection_num_cpus)(choose_noting).remote(question, note)
-    rows, measures = followed(answer, note)
+    memory = int(settings.selection_memory_gib * 2**30) or None
+    remote = ray.remote(num_cpus=settings.selection_num_cpus, memory=memory)(choose_noting)
+    rows, measures = followed(remote.remote(question, note), note)
     return rows, measures
 
 

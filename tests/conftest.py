@@ -106,7 +106,12 @@ def tiny_values(tiny_model: Path, prompts_file: Path) -> dict[str, Any]:
                 "shard_size": 3,
                 "max_lora_rank": 8,
             },
-            "selection": {"budget": 16, "selector": {"kind": "trace_design", "max_pairs_per_prompt": 2}},
+            "features": {"proxy": {"kind": "length", "per": "character"}},
+            "selection": {
+                "budget": 16,
+                "selector": {"kind": "trace_design", "max_pairs_per_prompt": 2},
+                "offer_rounds": 1,
+            },
             "labelling": {"labeller": {"kind": "simulated", "reward": {"kind": "length", "per": "character"}}},
             "training": {
                 "save_steps": 1,

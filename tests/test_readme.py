@@ -10,32 +10,42 @@ from typing import Any, Literal
 
 import numpy as np
 
-from tasks.design.pool import Pool, Selection
-from tasks.design.rounding import check_budget
-from tasks.design.selectors import TraceDesign, Uniform
+from tasks.design.arrays import FloatArray
+from tasks.design.pool import Pool
+from tasks.design.selectors import SELECTORS
+from tasks.design.selectors.base import Ranked
+from tasks.design.selectors.baselines import Uniform
+from tasks.design.selectors.designs import TraceDesign
 from tasks.labellers.ledger import Ledger, question_key
 from tasks.labellers.protocol import Answer, Question
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 SELECTOR, LABELLER = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
-NAMES = (dataclass, Literal, Sequence, np, Pool, Selection, check_budget, TraceDesign, Uniform, Answer, Question)
+NAMES = (dataclass, Literal, Sequence, Pool, Ranked, TraceDesign, Uniform, Answer, Question)
 
 
 def shown(block: str) -> dict[str, Any]:
     """The names that a block defines, given the imports of the file it belongs to."""
-    names = {getattr(name, "__name__", None) or name._name: name for name in NAMES} | {"np": np}
+    names = {getattr(name, "__name__", None) or name._name: name for name in NAMES}
+    names |= {"np": np, "FloatArray": FloatArray}
     exec(block, names)
     return names
 
 
 def test_the_selector_of_the_readme_selects() -> None:
     names = shown(SELECTOR)
-    rewards = np.array([[0.0, 1.0, 5.0], [0.0, 0.5, 0.6]])
-    pool = Pool(features=np.ones((2, 3, 2)), valid=np.ones((2, 3), dtype=bool), rewards=rewards, beta=0.1)
-    selection = names["LargestMargin"]()(pool, 2, np.random.default_rng(0))
-    assert selection.scores.tolist() == [5.0, 4.0]
-    assert names["LargestMargin"] in typing.get_args(names["AnySelector"])
+    features = np.array([[[0.0], [1.0], [5.0]], [[0.0], [0.5], [0.6]]])
+    pool = Pool(features=features, valid=np.ones((2, 3), dtype=bool), rewards=np.zeros((2, 3)), beta=0.1)
+    selection = names["LongestDifference"]()(pool, 2, np.random.default_rng(0))
+    np.testing.assert_allclose(selection.scores, [5.0, 4.0])
+    assert names["LongestDifference"] in typing.get_args(names["AnySelector"])
+
+
+def test_the_table_of_the_readme_names_every_selector() -> None:
+    table = README.split("## Selectors")[1].split("## Adding")[0]
+    kinds = [kind for row in table.splitlines() if row.startswith("| ") for kind in re.findall("`([a-z_]+)`", row)]
+    assert sorted(set(kinds) - {"random_twin"}) == sorted(SELECTORS)
 
 
 def test_the_labeller_of_the_readme_is_paid_once(tmp_path: Path) -> None:

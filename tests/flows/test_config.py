@@ -85,6 +85,42 @@ def test_a_config_fills_in_what_it_leaves_out(write_config: Write) -> None:
             {"kind": "uniform", "max_pairs_per_prompt": 1},
             "round: budget 16 exceeds the 12 pairs that selection.selector.max_pairs_per_prompt 1 allows: lower",
         ),
+        (
+            "round.selection.selector",
+            {"kind": "best_worst"},
+            "round: selection.selector best_worst needs scores: set features.proxy",
+        ),
+        (
+            "round.selection.selector",
+            {"kind": "trace_design", "min_pairs_per_prompt": 2},
+            "round: budget 16 is below the 24 pairs that selection.selector.min_pairs_per_prompt asks for",
+        ),
+        (
+            "round.selection.selector",
+            {"kind": "mixture", "selector": {"kind": "d_design", "rigde": 1.0}},
+            "round.selection.selector.mixture.selector.DDesign.rigde: no such key; check its spelling",
+        ),
+        (
+            "round.selection.selector",
+            {"kind": "mixture", "selector": {"kind": "d_design", "ridge": -1.0}},
+            "round.selection.selector.mixture.selector.DDesign: ridge is -1.0",
+        ),
+        (
+            "round.selection.selector",
+            {"kind": "mixture", "selector": {"kind": "dee_design"}},
+            "round.selection.selector.mixture.selector.kind: no such kind; the README lists them (found 'dee_design')",
+        ),
+        (
+            "round.selection.labels",
+            "old",
+            "round.selection.labels: Input should be 'current' or 'stored' (found 'old')",
+        ),
+        (
+            "round.selection.offer_rounds",
+            -1,
+            "round.selection.offer_rounds: Input should be greater than or equal to 0",
+        ),
+        ("round.features.proxy", {"kind": "wit"}, "round.features.proxy: Input tag 'wit' found using 'kind' does not"),
         ("round.generation.max_tokens", 512, "round.generation: max_tokens 512 leaves no room for a prompt in"),
         (
             "round.training.optimizer",
@@ -118,6 +154,16 @@ def test_a_value_that_does_not_fit_is_refused_with_its_place(
 )
 def test_a_value_at_its_limit_fits(write_config: Write, place: str, value: object) -> None:
     assert load_config(write_config(changed(place, value))).lineage == changed(place, value)["lineage"]
+
+
+@pytest.mark.parametrize("kind", SELECTORS)
+def test_only_selectors_that_need_scores_ask_for_a_proxy(write_config: Write, kind: str) -> None:
+    values = changed("round.selection.selector", {"kind": kind})
+    if "scores" in SELECTORS[kind](kind=kind).needs:
+        with pytest.raises(InputError, match=f"selection.selector {kind} needs scores: set features.proxy"):
+            load_config(write_config(values))
+        values["round"]["features"] = {"proxy": {"kind": "sentiment"}}
+    assert load_config(write_config(values)).round.selection.selector.kind == kind
 
 
 def test_all_faults_of_a_config_are_listed_at_once(write_config: Write) -> None:

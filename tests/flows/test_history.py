@@ -48,7 +48,7 @@ def finish(store: Store, number: int, stages: tuple[str, ...] = STAGES) -> dict[
 def test_the_first_round_has_the_base_and_nothing_else(store: Store) -> None:
     past = history(store, "demo", 0, BASE)
     assert past.policy == past.base == BASE
-    assert (list(past.policies), list(past.labelled)) == ([], [])
+    assert (list(past.policies), list(past.rounds)) == ([], [])
 
 
 def test_a_round_knows_the_policies_and_labels_of_all_before_it(store: Store) -> None:
@@ -57,9 +57,9 @@ def test_a_round_knows_the_policies_and_labels_of_all_before_it(store: Store) ->
     assert [policy.digest for policy in past.policies] == [own["training"].digest for own in tables[:2]]
     assert past.policy.adapter == tables[1]["training"].path / ADAPTER
     assert past.policy.model == BASE.model
-    assert [(one.preferences, one.features) for one in past.labelled] == [
-        (own["preferences"], own["features"]) for own in tables[:2]
-    ]
+    for one, own in zip(past.rounds, tables[:2], strict=True):
+        assert (one.pool, one.features) == (own["pool"], own["features"])
+        assert (one.recalled_features, one.preferences) == (own["recalled_features"], own["preferences"])
 
 
 @pytest.mark.parametrize(

@@ -51,6 +51,14 @@ def test_the_engine_and_the_scorer_agree_on_log_probabilities(tables: dict[str, 
         assert row["logp_reference"] == row["logp_policy"]
 
 
+def test_the_proxy_scores_every_response_and_a_first_round_recalls_none(tables: dict[str, Table]) -> None:
+    texts = {row["response_id"]: row["text"] for row in read(tables["pool"].path, RESPONSES).to_pylist()}
+    for row in read_features(tables["features"].path).to_pylist():
+        assert row["proxy_score"] == len(texts[row["response_id"]]) / 100
+    assert (tables["recalled"].rows, tables["recalled_features"].rows) == (0, 0)
+    assert {pair["staleness"] for pair in read(tables["selection"].path, PAIRS).to_pylist()} == {0}
+
+
 def test_held_out_prompts_never_get_a_pool(tables: dict[str, Table]) -> None:
     drawn, held_out = (
         set(read(tables[s].path, PROMPTS).column("prompt_id").to_pylist()) for s in ("prompts", "held_out")
@@ -165,12 +173,32 @@ def test_the_next_round_starts_from_the_new_policy_and_a_finished_one_is_reused(
     written_by = set(read(second["pool"].path, RESPONSES).column("policy").to_pylist())
     assert written_by == {f"policy-{first['training'].digest[:12]}"}
     assert second["answers_previous"] == first["answers"]
+    check_what_the_second_round_recalls(first, second)
     drawn = [set(read(tables["prompts"].path, PROMPTS).column("prompt_id").to_pylist()) for tables in (first, second)]
     assert not drawn[0] & drawn[1]
     assert all(path.stat().st_mtime_ns == written for path, written in files.items())
     measures = json.loads((second["training"].path / "manifest.json").read_text())["measures"]
     assert measures["num_labels"] == 32
     assert measures["rewards/margins_before"] != 0.0
+
+
+def check_what_the_second_round_recalls(first: dict[str, Table], second: dict[str, Table]) -> None:
+    """Part of the test above, for it needs the second round."""
+    pool = {row["response_id"]: row for row in read(first["pool"].path, RESPONSES).to_pylist()}
+    scored = {row["response_id"]: row for row in read_features(first["features"].path).to_pylist()}
+    again = {row["response_id"]: row for row in read_features(second["recalled_features"].path).to_pylist()}
+    recalled = read(second["recalled"].path, RESPONSES).to_pylist()
+    assert recalled == [row for row in pool.values() if row["fault"] is None]
+    assert list(again) == [row["response_id"] for row in recalled]
+    for name, row in again.items():
+        assert row["logp_reference"] == pytest.approx(scored[name]["logp_reference"], abs=1e-4)
+        assert row["logp_policy"] != pytest.approx(scored[name]["logp_policy"], abs=1e-4)
+        assert row["proxy_score"] == scored[name]["proxy_score"] == len(pool[name]["text"]) / 100
+    known = {pair["pair_id"] for pair in read(first["selection"].path, PAIRS).to_pylist()}
+    pairs = {pair["pair_id"]: pair for pair in read(second["selection"].path, PAIRS).to_pylist()}
+    assert not known & set(pairs)
+    for pair in pairs.values():
+        assert pair["staleness"] == (pair["response_a"] in pool)
 
 
 def test_a_finished_round_that_is_run_again_repeats_nothing(undisturbed: Any) -> None:

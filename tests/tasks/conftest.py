@@ -11,7 +11,7 @@ from cluster.settings import Settings
 from cluster.storage import digest_of
 from cluster.tracking import Tracker
 from tasks.stages import RoundContext
-from tasks.tables import RESPONSES, Table, part_path, write_part
+from tasks.tables import PREFERENCES, RESPONSES, PastRound, Table, features_schema, part_path, write_part
 
 MakeHere = Callable[..., RoundContext]
 WriteTable = Callable[[Sequence[dict[str, Any]], pa.Schema], Table]
@@ -44,7 +44,8 @@ def write_table(tmp_path: Path) -> WriteTable:
     def write(rows: Sequence[dict[str, Any]], schema: pa.Schema) -> Table:
         digest = digest_of([schema.names, repr(rows)])
         folder = tmp_path / "tables" / digest
-        write_part(part_path(folder, 0), rows, schema)
+        if rows:  # as stages do
+            write_part(part_path(folder, 0), rows, schema)
         return Table(path=folder, rows=len(rows), digest=digest)
 
     return write
@@ -76,3 +77,56 @@ def write_responses(write_table: WriteTable) -> Callable[[dict[str, list[str]]],
         return write_table(rows, RESPONSES)
 
     return write
+
+
+@pytest.fixture
+def past_round(write_table: WriteTable) -> Callable[..., PastRound]:
+    """An earlier round, given rows of its features and which response its labels preferred to which."""
+
+    def build(
+        rows: Sequence[dict[str, Any]],
+        labels: Sequence[tuple[str, str]],
+        *,
+        recalled: Sequence[dict[str, Any]] = (),
+    ) -> PastRound:
+        schema = features_schema(len(rows[0]["feature"]))
+        return PastRound(
+            pool=write_table([_response(row) for row in rows], RESPONSES),
+            features=write_table(rows, schema),
+            recalled_features=write_table(recalled, schema),
+            preferences=write_table([_label(*pair) for pair in labels], PREFERENCES),
+        )
+
+    return build
+
+
+def _response(row: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "response_id": row["response_id"],
+        "prompt_id": row["prompt_id"],
+        "messages": [{"role": None, "content": f"say {row['prompt_id']}"}],
+        "index": 0,
+        "text": f"text of {row['response_id']}",
+        "token_ids": [1] * row["num_tokens"],
+        "logprob": row["logp_policy"],
+        "finish_reason": "stop",
+        "fault": None if row["valid"] else "empty",
+        "sampling": "{}",
+        "policy": "policy",
+        "engine": "by hand",
+    }
+
+
+def _label(chosen: str, rejected: str) -> dict[str, Any]:
+    return {
+        "pair_id": f"{chosen} {rejected}",
+        "prompt_id": chosen.rpartition("-")[0],
+        "messages": [{"role": None, "content": "say"}],
+        "chosen": chosen,
+        "rejected": rejected,
+        "chosen_text": f"text of {chosen}",
+        "rejected_text": f"text of {rejected}",
+        "swapped": False,
+        "probability": None,
+        "labeller": "by hand",
+    }

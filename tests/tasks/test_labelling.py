@@ -37,6 +37,7 @@ def write_pairs(write_table: Callable[..., Table]) -> Callable[[list[tuple[str, 
                 "prompt_id": prompt,
                 "response_a": f"{prompt}-{a}",
                 "response_b": f"{prompt}-{b}",
+                "staleness": 0,
                 "weight": None,
                 "inclusion_probability": None,
                 "score": None,
@@ -52,7 +53,7 @@ ALL = [(prompt, a, b) for prompt in TEXTS for a, b in ((0, 1), (2, 0), (1, 2))]
 
 
 def label(pairs: Table, responses: Table, here: RoundContext, config: LabellingConfig = CONFIG) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = read(label_pairs.fn(pairs, responses, config, here).path, PREFERENCES).to_pylist()
+    rows: list[dict[str, Any]] = read(label_pairs.fn(pairs, [responses], config, here).path, PREFERENCES).to_pylist()
     return rows
 
 
@@ -71,6 +72,15 @@ def test_every_pair_gets_one_label_of_its_own_responses_in_order(
             assert row[f"{side}_text"] == TEXTS[prompt][int(index)]
         assert row["messages"] == [{"role": "user", "content": f"say {row['prompt_id']}"}]
         assert row["labeller"] == LONGEST.identity
+
+
+def test_a_pair_is_found_in_whichever_table_holds_its_responses(
+    write_responses: Callable[[dict[str, list[str]]], Table], write_pairs: Callable[..., Table], here: RoundContext
+) -> None:
+    tables = [write_responses(dict(part)) for part in (list(TEXTS.items())[:2], list(TEXTS.items())[2:], [])]
+    pairs = write_pairs(ALL)
+    rows = read(label_pairs.fn(pairs, tables, CONFIG, here).path, PREFERENCES).to_pylist()
+    assert rows == label(pairs, write_responses(TEXTS), here)
 
 
 def test_the_labellers_preference_decides_whichever_response_is_a(
@@ -124,7 +134,7 @@ def test_labelling_again_buys_nothing_and_gives_the_same_table(
     responses: Table, write_pairs: Callable[..., Table], here: RoundContext
 ) -> None:
     pairs = write_pairs(ALL)
-    tables = [label_pairs.fn(pairs, responses, CONFIG, here) for _ in range(2)]
+    tables = [label_pairs.fn(pairs, [responses], CONFIG, here) for _ in range(2)]
     assert tables[0] == tables[1]
     assert Ledger(path=here.store.ledger).spend().num_labels == len(ALL)
     assert manifest_of(tables[0]).measures["cost"] == 0.5 * len(ALL)
@@ -135,7 +145,7 @@ def test_a_lost_stage_is_rebuilt_from_the_ledger(
 ) -> None:
     pairs = write_pairs(ALL)
     before = label(pairs, responses, here)
-    table = label_pairs.fn(pairs, responses, CONFIG, here)
+    table = label_pairs.fn(pairs, [responses], CONFIG, here)
     (table.path / "manifest.json").unlink()
     (table.path / "part-00000.parquet").unlink()
     assert label(pairs, responses, here) == before

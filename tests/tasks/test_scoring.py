@@ -7,10 +7,14 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from cluster.models import Contrast, Policy
 from cluster.scorers import Scoring, TorchScorer
 from cluster.session import ray_session
 from cluster.settings import Settings, TorchSettings
+from tasks.features import FeaturesConfig, compute_features
+from tasks.labellers.rewards import AnyReward, Length, Sentiment
 from tasks.scoring import ScoringJob, score
+from tasks.stages import RoundContext, manifest_of
 from tasks.tables import RESPONSES, Table, part_path, parts, read, read_features, write_part
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")
@@ -46,6 +50,20 @@ def test_nothing_starts_where_nothing_is_missing(responses: Table, tmp_path: Pat
     assert score(job, tmp_path / "no model", TorchSettings(), lambda *_: None) == 0.0
 
 
+@pytest.mark.parametrize("proxy", [None, Sentiment()])
+def test_no_responses_are_scored_without_a_model_in_a_stage_of_the_proxys_own(
+    write_responses: Callable[[dict[str, list[str]]], Table],
+    here: RoundContext,
+    tmp_path: Path,
+    proxy: AnyReward | None,
+) -> None:
+    nobody = Policy(digest="nobody", model=tmp_path / "no model")
+    contrast, config = Contrast(policy=nobody, reference=nobody), FeaturesConfig(proxy=proxy)
+    table = compute_features.fn(write_responses({}), contrast, config, here, name="recalled_features")
+    assert (table.rows, read_features(table.path).num_rows) == (0, 0)
+    assert (manifest_of(table).config["proxy"] is None) == (proxy is None)
+
+
 @pytest.fixture
 def local_ray() -> Iterator[None]:
     with ray_session(Settings()):
@@ -55,7 +73,7 @@ def local_ray() -> Iterator[None]:
 def test_every_response_is_scored_in_a_file_of_the_same_number(
     responses: Table, tiny_model: Path, tmp_path: Path, local_ray: None
 ) -> None:
-    job = ScoringJob(responses, SCORING, tmp_path / "scores")
+    job = ScoringJob(responses, SCORING, tmp_path / "scores", Length(per="character", unit=1.0))
     seen: list[tuple[int, int]] = []
 
     seconds = score(job, tiny_model, TorchSettings(), lambda *done: seen.append(done))
@@ -72,6 +90,7 @@ def test_every_response_is_scored_in_a_file_of_the_same_number(
         names = ("response_id", "prompt_id")
         assert [found[name] for name in names] == [row[name] for name in names]
         assert (found["valid"], found["num_tokens"]) == (row["fault"] is None, len(row["token_ids"]))
+        assert found["proxy_score"] == len(row["text"])
         assert found["logp_policy"] == pytest.approx(expected.logp_policy, abs=1e-4)
         assert found["logp_reference"] == found["logp_policy"]
         assert found["feature"] == pytest.approx(expected.feature, abs=1e-5)

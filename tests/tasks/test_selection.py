@@ -1,19 +1,28 @@
 """Selection on small written tables: what is chosen, what its rows say, and what earlier labels change."""
 
 import json
-from collections.abc import Callable, Sequence
+import logging
+import re
+from collections.abc import Callable, Iterator, Sequence
 from itertools import combinations
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from tasks.design.selectors import AnySelector, TraceDesign, Uniform
-from tasks.selection import Labelled, Question, SelectionConfig, choose
-from tasks.tables import PAIRS, PREFERENCES, Table, features_schema, part_path, read, write_part
+from cluster.session import ray_session
+from cluster.settings import Settings
+from tasks.candidates import Offer
+from tasks.design.selectors import SELECTORS, AnySelector
+from tasks.design.selectors.baselines import Uniform
+from tasks.design.selectors.designs import TraceDesign
+from tasks.selection import NOTES_TAG, Question, SelectionConfig, choose, select_pairs
+from tasks.stages import RoundContext, manifest_of
+from tasks.tables import PAIRS, PastRound, Table, features_schema, part_path, read, write_part
 
 DIM = 5
-SELECTORS: list[AnySelector] = [
+CHOSEN: list[AnySelector] = [
     Uniform(),
     Uniform(max_pairs_per_prompt=2),
     TraceDesign(),
@@ -45,44 +54,22 @@ def rows_of(counts: dict[str, int], *, invalid: Sequence[str] = (), seed: int = 
 
 @pytest.fixture
 def ask(write_table: Callable[..., Table]) -> Ask:
-    """Ask a selector for pairs of the responses of these rows."""
+    """Ask a selector for pairs of the responses of these rows, given recalled responses and earlier rounds."""
 
     def build(
         rows: list[dict[str, Any]],
         selector: AnySelector,
         budget: int,
         *,
-        earlier: Sequence[Labelled] = (),
+        recalled: list[dict[str, Any]] | None = None,
+        past: Sequence[PastRound] = (),
         seed: int = 0,
         beta: float = 0.1,
+        offer_rounds: int = 0,
     ) -> Question:
-        features = write_table(rows, features_schema(DIM))
-        return Question(features.path, earlier, beta, SelectionConfig(selector=selector, budget=budget), seed)
-
-    return build
-
-
-@pytest.fixture
-def labelled(write_table: Callable[..., Table]) -> Callable[[list[dict[str, Any]], list[tuple[str, str]]], Labelled]:
-    """Labels of an earlier round: the first response of each pair was chosen."""
-
-    def build(rows: list[dict[str, Any]], pairs: list[tuple[str, str]]) -> Labelled:
-        labels = [
-            {
-                "pair_id": f"{chosen} {rejected}",
-                "prompt_id": chosen[0],
-                "messages": [{"role": None, "content": chosen[0]}],
-                "chosen": chosen,
-                "rejected": rejected,
-                "chosen_text": "",
-                "rejected_text": "",
-                "swapped": False,
-                "probability": None,
-                "labeller": "by hand",
-            }
-            for chosen, rejected in pairs
-        ]
-        return Labelled(preferences=write_table(labels, PREFERENCES), features=write_table(rows, features_schema(DIM)))
+        tables = [write_table(own, features_schema(DIM)) for own in (rows, recalled or [])]
+        config = SelectionConfig(selector=selector, budget=budget, offer_rounds=offer_rounds)
+        return Question(Offer(*tables, past), beta, config, seed)
 
     return build
 
@@ -91,7 +78,7 @@ def ends(rows: list[dict[str, Any]]) -> list[tuple[str, str]]:
     return [(row["response_a"], row["response_b"]) for row in rows]
 
 
-@pytest.mark.parametrize("selector", SELECTORS, ids=repr)
+@pytest.mark.parametrize("selector", CHOSEN, ids=repr)
 @pytest.mark.parametrize("budget", [1, 5, 7])
 def test_exactly_the_budget_of_distinct_valid_pairs_is_chosen_in_order(
     ask: Ask, selector: AnySelector, budget: int
@@ -120,7 +107,7 @@ def test_a_budget_of_all_pairs_takes_every_pair_of_a_ragged_pool(ask: Ask, selec
     assert measures["num_prompts"] == 4
 
 
-@pytest.mark.parametrize("selector", SELECTORS, ids=repr)
+@pytest.mark.parametrize("selector", CHOSEN, ids=repr)
 def test_the_rows_of_a_prompt_need_not_lie_together(ask: Ask, selector: AnySelector) -> None:
     rows = rows_of(RAGGED)
     scattered = [rows[i] for i in np.random.default_rng(1).permutation(len(rows))]
@@ -128,7 +115,7 @@ def test_the_rows_of_a_prompt_need_not_lie_together(ask: Ask, selector: AnySelec
         assert row["response_a"][0] == row["response_b"][0] == row["prompt_id"]
 
 
-@pytest.mark.parametrize("selector", SELECTORS[1::2], ids=repr)
+@pytest.mark.parametrize("selector", CHOSEN[1::2], ids=repr)
 def test_a_cap_holds_for_every_prompt(ask: Ask, selector: AnySelector) -> None:
     rows, _ = choose(ask(rows_of(RAGGED), selector, 7))
     taken = [row["prompt_id"] for row in rows]
@@ -161,12 +148,10 @@ def test_a_trace_design_states_weights_and_scores_and_no_inclusion_probability(a
         assert 0 <= row["weight"] <= 1
         assert row["score"] > 0
         assert row["inclusion_probability"] is None
-    weights = [row["weight"] for row in rows]
-    assert weights == sorted(weights, reverse=True)
     assert 0 < measures["lower_bound"] <= measures["objective"]
 
 
-@pytest.mark.parametrize("selector", SELECTORS, ids=repr)
+@pytest.mark.parametrize("selector", CHOSEN, ids=repr)
 def test_rows_and_measures_can_be_stored(ask: Ask, selector: AnySelector, tmp_path: Any) -> None:
     rows, measures = choose(ask(rows_of(RAGGED), selector, 5))
     write_part(part_path(tmp_path, 0), rows, PAIRS)
@@ -174,7 +159,7 @@ def test_rows_and_measures_can_be_stored(ask: Ask, selector: AnySelector, tmp_pa
     assert json.loads(json.dumps(measures)) == measures
 
 
-@pytest.mark.parametrize("selector", SELECTORS, ids=repr)
+@pytest.mark.parametrize("selector", CHOSEN, ids=repr)
 def test_the_seed_decides_the_choice(ask: Ask, selector: AnySelector) -> None:
     rows = rows_of(RAGGED)
     choices = [choose(ask(rows, selector, 6, seed=seed))[0] for seed in (0, 0, 1)]
@@ -190,44 +175,91 @@ def test_a_pair_has_the_same_id_wherever_its_responses_stand(ask: Ask, selector:
     assert names[0] == names[1]
 
 
-def test_labels_of_an_earlier_round_change_the_choice(
-    ask: Ask, labelled: Callable[[list[dict[str, Any]], list[tuple[str, str]]], Labelled]
-) -> None:
+def test_labels_of_an_earlier_round_change_the_choice(ask: Ask, past_round: Callable[..., PastRound]) -> None:
     """Three prompts whose pairs each lie along an axis of their own: the one that is known is the last choice."""
     rows = rows_of({"p": 2, "q": 2, "r": 2})
     for axis, row in enumerate(rows):
         row["feature"] = [0.0] * DIM
         row["feature"][axis // 2] = (-1.0) ** axis
         row["logp_policy"] = row["logp_reference"] = -8.0
+    before = [row | {"response_id": f"old {row['response_id']}"} for row in rows]
     choices = {}
     for known in ("p", "q", "r"):
-        prior = labelled(rows, [(f"{known}-0", f"{known}-1")] * 20)
-        chosen, measures = choose(ask(rows, TraceDesign(), 2, earlier=[prior], beta=1.0))
+        past = [past_round(before, [(f"old {known}-0", f"old {known}-1")] * 20)]
+        chosen, measures = choose(ask(rows, TraceDesign(), 2, recalled=before, past=past, beta=1.0))
         choices[known] = {row["prompt_id"] for row in chosen}
         assert measures["objective"] < choose(ask(rows, TraceDesign(), 2, beta=1.0))[1]["objective"]
     assert choices == {"p": {"q", "r"}, "q": {"p", "r"}, "r": {"p", "q"}}
 
 
-def test_several_earlier_rounds_add_up(
-    ask: Ask, labelled: Callable[[list[dict[str, Any]], list[tuple[str, str]]], Labelled]
+@pytest.mark.parametrize("selector", CHOSEN, ids=repr)
+def test_pairs_offered_again_say_how_old_they_are(
+    ask: Ask, past_round: Callable[..., PastRound], selector: AnySelector
 ) -> None:
-    rows, past = rows_of(RAGGED), rows_of(RAGGED, seed=5)
-    pairs = [("p-0", "p-1"), ("s-2", "s-0"), ("q-1", "q-0")]
-    at_once = choose(ask(rows, TraceDesign(), 5, earlier=[labelled(past, pairs)]))[1]
-    apart = choose(ask(rows, TraceDesign(), 5, earlier=[labelled(past, pairs[:1]), labelled(past, pairs[1:])]))[1]
-    assert apart["objective"] == pytest.approx(at_once["objective"])
-
-
-def test_the_verdict_of_an_earlier_label_carries_no_information(
-    ask: Ask, labelled: Callable[[list[dict[str, Any]], list[tuple[str, str]]], Labelled]
-) -> None:
-    rows, past = rows_of(RAGGED), rows_of(RAGGED, seed=5)
-    pairs = [("p-0", "p-1"), ("s-2", "s-0")]
-    turned = [(rejected, chosen) for chosen, rejected in pairs]
-    objectives = [
-        choose(ask(rows, TraceDesign(), 5, earlier=[labelled(past, own)]))[1]["objective"] for own in (pairs, turned)
+    """The prompts of all three pools are the same: those of round 0 are too old, and one pair of round 1 is known."""
+    pools = [
+        [row | {"response_id": f"{number} {row['response_id']}"} for row in rows_of({"p": 3, "q": 2}, seed=number)]
+        for number in range(3)
     ]
-    assert objectives[0] == pytest.approx(objectives[1])
+    past = [past_round(pools[0], [("0 p-0", "0 p-1")]), past_round(pools[1], [("1 p-2", "1 p-0")])]
+    rows, measures = choose(ask(pools[2], selector, 6, recalled=pools[0] + pools[1], past=past, offer_rounds=1))
+    for row in rows:
+        assert row["response_a"][:3] == row["response_b"][:3] == f"{2 - row['staleness']} {row['prompt_id']}"
+        assert {row["response_a"], row["response_b"]} != {"1 p-2", "1 p-0"}
+    assert measures["num_candidates"] == 4 + 3
+    assert measures["staleness"] == sum(row["staleness"] for row in rows) / 6
+    assert {row["staleness"] for row in rows} == {0, 1}
+
+
+@pytest.fixture(scope="module")
+def on_ray(join_round: Callable[..., RoundContext], make_home: Callable[[], Path]) -> Iterator[RoundContext]:
+    """A round on a home of its own, with a real Ray."""
+    with ray_session(Settings()):
+        yield join_round(make_home())
+
+
+@pytest.fixture
+def offer(write_table: Callable[..., Table]) -> Offer:
+    """A pool of thirty pairs with proxy scores."""
+    rows = rows_of(dict.fromkeys("pqrst", 4))
+    scored = [row | {"proxy_score": index % 7 / 7} for index, row in enumerate(rows)]
+    return Offer(write_table(scored, features_schema(DIM)), write_table([], features_schema(DIM)))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")
+@pytest.mark.parametrize("kind", SELECTORS)
+def test_every_selector_serves_a_round(kind: str, offer: Offer, on_ray: RoundContext) -> None:
+    config = SelectionConfig(selector=SELECTORS[kind](kind=kind), budget=8)
+    table = select_pairs.fn(offer, config, 0.1, on_ray)
+    rows = read(table.path, PAIRS).to_pylist()
+    assert len({frozenset(pair) for pair in ends(rows)}) == table.rows == 8
+    assert {row["staleness"] for row in rows} == {0}
+    measures = manifest_of(table).measures
+    assert isinstance(measures["notes"], list)
+    assert select_pairs.fn(offer, config, 0.1, on_ray) == table
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")
+def test_passes_and_notes_are_told_while_and_after_it_selects(
+    offer: Offer, on_ray: RoundContext, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = SelectionConfig(selector=TraceDesign(max_passes=2, tolerance=1e-9), budget=7)
+    for _ in range(2):
+        caplog.clear()
+        with caplog.at_level(logging.INFO, "tasks.progress"):
+            table = select_pairs.fn(offer, config, 0.1, on_ray)
+        (note,) = manifest_of(table).measures["notes"]
+        assert note.startswith("the search stopped after 2 passes at a gap of")
+        told = {record.levelname: record.getMessage() for record in caplog.records if record.name == "tasks.progress"}
+        assert told["WARNING"] == f"demo-r000: {note}"
+        if "INFO" in told:
+            first = told["INFO"]
+    assert re.match(r"pass \d+: relative gap \d\.\d+e[+-]\d+, objective ", first)
+    assert "INFO" not in told, "what was found finished has no passes"
+    assert sorted(path.name for path in table.path.iterdir()) == ["manifest.json", "part-00000.parquet"]
+    run = on_ray.tracker.client.get_run(on_ray.run)
+    assert run.data.tags[NOTES_TAG] == note
+    assert run.data.metrics.keys() >= {"selection/gap", "selection/passes", "selection/staleness"}
 
 
 def test_shifting_all_features_alike_changes_no_choice(ask: Ask) -> None:

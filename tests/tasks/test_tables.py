@@ -54,7 +54,15 @@ ROWS: dict[str, tuple[pa.Schema, dict[str, Any]]] = {
     ),
     "pairs": (
         PAIRS,
-        {"pair_id": "ab", "order": 0, "prompt_id": "p", "response_a": "a", "response_b": "b", **NUMBERS},
+        {
+            "pair_id": "ab",
+            "order": 0,
+            "prompt_id": "p",
+            "response_a": "a",
+            "response_b": "b",
+            "staleness": 2,
+            **NUMBERS,
+        },
     ),
     "preferences": (
         PREFERENCES,
@@ -155,6 +163,11 @@ def test_a_feature_file_that_lacks_a_column_is_refused_with_its_path(column: str
     pq.write_table(pa.Table.from_pylist([row], schema=schema).drop_columns(column), part_path(tmp_path, 0))
     with pytest.raises(InputError, match=rf"part-00000\.parquet .*column '{column}' is missing"):
         read_features(tmp_path)
+
+
+def test_a_feature_stage_that_had_no_response_reads_as_no_row(tmp_path: Path) -> None:
+    assert read_features(tmp_path).num_rows == 0
+    assert read_features(tmp_path).schema.names == features_schema(1).names
 
 
 def test_vectors_of_no_fixed_length_are_refused(tmp_path: Path) -> None:

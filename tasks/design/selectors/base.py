@@ -20,6 +20,7 @@ class Selector(Protocol):
 
     Attributes:
         max_pairs_per_prompt: cap on the pairs of one prompt; None: no cap.
+        min_pairs_per_prompt: least pairs of one prompt that has as many.
         needs: parts of the pool that must be there.
 
     Raises:
@@ -31,6 +32,9 @@ class Selector(Protocol):
 
     @property
     def max_pairs_per_prompt(self) -> int | None: ...  # noqa: D102
+
+    @property
+    def min_pairs_per_prompt(self) -> int: ...  # noqa: D102
 
     def __call__(self, pool: Pool, budget: int, rng: np.random.Generator) -> Selection:
         """Choose the pairs to label."""
@@ -48,6 +52,11 @@ class Capped:
     needs: ClassVar[frozenset[Need]] = frozenset()
 
     max_pairs_per_prompt: int | None = None
+
+    @property
+    def min_pairs_per_prompt(self) -> int:
+        """Least pairs of one prompt; most selectors ask for none."""
+        return 0
 
     def __post_init__(self) -> None:
         if self.max_pairs_per_prompt is not None and self.max_pairs_per_prompt < 1:

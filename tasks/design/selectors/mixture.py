@@ -45,6 +45,11 @@ class MixtureOf:
         return self.selector.max_pairs_per_prompt
 
     @property
+    def min_pairs_per_prompt(self) -> int:
+        """Least pairs of one prompt."""
+        return self.selector.min_pairs_per_prompt
+
+    @property
     def needs(self) -> frozenset[Need]:
         """Parts of the pool that must be there."""
         return self.selector.needs

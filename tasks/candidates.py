@@ -1,0 +1,209 @@
+"""Candidates: the pairs that a round may choose from and the labels it holds, read from tables into arrays."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from tasks.design.arrays import BoolArray, FloatArray, IntArray
+from tasks.design.kernels import pair_slots
+from tasks.design.pool import Labels, Pool
+from tasks.design.preprocess import Projection, fit_projection
+from tasks.tables import PREFERENCES, RESPONSES, PastRound, Table, latest, read, read_features
+
+LabelFeatures = Literal["current", "stored"]
+
+
+@dataclass(frozen=True)
+class Offer:
+    """What a round can choose from, and what it knows.
+
+    Attributes:
+        features: scores of this round's pool.
+        recalled: scores of responses of earlier rounds under this round's policy and reference.
+        past: the earlier rounds, in order.
+    """
+
+    features: Table
+    recalled: Table
+    past: Sequence[PastRound] = ()
+
+    @property
+    def digests(self) -> list[str]:
+        """The digests of all tables."""
+        return [self.features.digest, self.recalled.digest, *(digest for one in self.past for digest in one.digests)]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How an offer is read.
+
+    Attributes:
+        beta: inverse temperature of the preference loss.
+        labels: whose features the labels held have: "current": those of the recalled responses; "stored": those with
+            which their pairs were chosen.
+        offer_rounds: number of last rounds whose pools are offered again.
+        num_components: principal axes that are kept at most.
+    """
+
+    beta: float
+    labels: LabelFeatures
+    offer_rounds: int
+    num_components: int
+
+
+@dataclass(frozen=True, eq=False)
+class Grid:
+    """Where each response stands in arrays of (prompts, responses); a prompt has a row in every pool it came in.
+
+    Attributes:
+        prompt_ids: prompt of each row, (P,).
+        staleness: rounds since the pool of each row was written, (P,); rows of this round come first.
+        response_ids: "" in padding, (P, K).
+        places: row and column of each response.
+    """
+
+    prompt_ids: NDArray[Any]
+    staleness: IntArray
+    response_ids: NDArray[Any]
+    places: tuple[IntArray, IntArray]
+
+    @classmethod
+    def of(cls, scored: pa.Table, staleness: Sequence[int]) -> "Grid":
+        """The grid of a features table, given the staleness of each of its rows."""
+        keys = list(zip(scored.column("prompt_id").to_pylist(), staleness, strict=True))
+        row_of = {key: row for row, key in enumerate(dict.fromkeys(keys))}
+        taken, places = dict.fromkeys(row_of, 0), []
+        for key in keys:
+            places.append((row_of[key], taken[key]))
+            taken[key] += 1
+        rows, columns = np.array(places, dtype=np.intp).T
+        responses = np.full((len(row_of), max(taken.values())), "", dtype=object)
+        responses[rows, columns] = scored.column("response_id").to_pylist()
+        prompts, ages = zip(*row_of, strict=True)
+        return cls(np.array(prompts, dtype=object), np.array(ages, dtype=np.intp), responses, (rows, columns))
+
+    def fill(self, values: NDArray[Any], padding: float | bool) -> NDArray[Any]:
+        """An array (prompts, responses, ...) with the values in their places and `padding` elsewhere."""
+        filled = np.full((*self.response_ids.shape, *values.shape[1:]), padding, dtype=values.dtype)
+        filled[self.places] = values
+        return filled
+
+    def without(self, pairs: Iterable[tuple[str, str]]) -> BoolArray:
+        """Which pair slots are none of these pairs of response ids, (P, m)."""
+        place_of = dict(zip(self.response_ids[self.places], zip(*self.places, strict=True), strict=True))
+        first, second = pair_slots(self.response_ids.shape[1])
+        slot_of = np.zeros((self.response_ids.shape[1],) * 2, dtype=np.intp)
+        slot_of[first, second] = slot_of[second, first] = np.arange(len(first))
+        mask = np.ones((len(self.prompt_ids), len(first)), dtype=np.bool_)
+        for a, b in pairs:
+            if a in place_of and b in place_of:
+                (row, column), (_, other) = place_of[a], place_of[b]
+                mask[row, slot_of[column, other]] = False
+        return mask
+
+
+def candidates(offer: Offer, reading: Reading) -> tuple[Pool, Grid]:
+    """The pool that selectors choose from, and where its responses stand.
+
+    Pairs that any earlier round labelled are not offered. The policy Fisher information is that of this round's
+    responses alone, for those offered again were written by other policies.
+    """
+    scored, staleness, recalled = _offered(offer, reading.offer_rounds)
+    grid = Grid.of(scored, staleness)
+    valid = grid.fill(scored.column("valid").to_numpy(), False)
+    vectors = grid.fill(_vectors(scored), 0.0)
+    projection = fit_projection(vectors, valid, dim=min(reading.num_components, vectors.shape[2]))
+    features = np.where(valid[..., None], projection(vectors), 0.0)
+    pool = Pool(
+        features=features,
+        valid=valid,
+        rewards=grid.fill(_rewards(scored, reading.beta), 0.0),
+        beta=reading.beta,
+        labels=_labels(offer, recalled, projection, reading),
+        fisher=_fisher(features, valid, grid.staleness),
+        scores=_scores(scored, grid),
+        log_probs=grid.fill(scored.column("logp_policy").to_numpy(), 0.0),
+        offered=grid.without(_labelled(offer.past)),
+    )
+    return pool, grid
+
+
+def _offered(offer: Offer, offer_rounds: int) -> tuple[pa.Table, list[int], pa.Table]:
+    """The responses of this round's pool and after them those that are offered again; their staleness; the recalled."""
+    fresh, recalled = read_features(offer.features.path), read_features(offer.recalled.path)
+    again = latest(offer.past, offer_rounds)
+    ages = {
+        name: age
+        for age, one in zip(range(len(again), 0, -1), again, strict=True)
+        for name in read(one.pool.path, RESPONSES).column("response_id").to_pylist()
+    } | dict.fromkeys(fresh.column("response_id").to_pylist(), 0)
+    found = [ages.get(name, 0) for name in recalled.column("response_id").to_pylist()]
+    if not any(found):
+        return fresh, [0] * fresh.num_rows, recalled
+    stale = recalled.filter(pa.array([age > 0 for age in found]))
+    staleness = [0] * fresh.num_rows + [age for age in found if age > 0]
+    return pa.concat_tables([fresh, stale]), staleness, recalled
+
+
+def _vectors(scored: pa.Table) -> FloatArray:
+    column = scored.column("feature").combine_chunks()
+    return np.asarray(column.flatten()).reshape(len(column), -1).astype(np.float64)
+
+
+def _rewards(scored: pa.Table, beta: float) -> FloatArray:
+    """Implicit rewards beta (log pi - log pi_ref), nats."""
+    ratio: FloatArray = scored.column("logp_policy").to_numpy() - scored.column("logp_reference").to_numpy()
+    return beta * ratio
+
+
+def _scores(scored: pa.Table, grid: Grid) -> FloatArray | None:
+    """Proxy scores, (P, K); None where a valid response has none."""
+    if scored.filter(scored.column("valid")).column("proxy_score").null_count:
+        return None
+    scores: FloatArray = grid.fill(scored.column("proxy_score").fill_null(0.0).to_numpy(), 0.0)
+    return scores
+
+
+def _fisher(features: FloatArray, valid: BoolArray, staleness: IntArray) -> FloatArray | None:
+    """None where the pool is all of this round, and says it itself."""
+    fresh = staleness == 0
+    if fresh.all():
+        return None
+    own = Pool(features=features[fresh], valid=valid[fresh], rewards=np.zeros(valid[fresh].shape), beta=1.0)
+    return own.policy_fisher
+
+
+def _labelled(past: Sequence[PastRound]) -> Iterable[tuple[str, str]]:
+    for one in past:
+        labels = read(one.preferences.path, PREFERENCES)
+        yield from zip(labels.column("chosen").to_pylist(), labels.column("rejected").to_pylist(), strict=True)
+
+
+def _labels(offer: Offer, recalled: pa.Table, projection: Projection, reading: Reading) -> Labels | None:
+    if not offer.past:
+        return None
+    current = reading.labels == "current"
+    sources = [(offer.past, recalled)] if current else [([one], _stored(one)) for one in offer.past]
+    held = [_held(past, scored, projection, reading.beta) for past, scored in sources]
+    differences, margins = (np.concatenate(parts) for parts in zip(*held, strict=True))
+    return Labels(differences=differences, margins=margins)
+
+
+def _stored(one: PastRound) -> pa.Table:
+    tables = [read_features(table.path) for table in (one.features, one.recalled_features)]
+    return pa.concat_tables([table for table in tables if table.num_rows])
+
+
+def _held(
+    past: Sequence[PastRound], scored: pa.Table, projection: Projection, beta: float
+) -> tuple[FloatArray, FloatArray]:
+    """Differences (n, dim) and margins (n,) of the labels of some rounds, with the scores of this table."""
+    row_of = {response: row for row, response in enumerate(scored.column("response_id").to_pylist())}
+    ends = zip(*_labelled(past), strict=True)
+    chosen, rejected = (scored.take([row_of[name] for name in names]) for names in ends)
+    differences = projection(_vectors(chosen)) - projection(_vectors(rejected))
+    return differences, _rewards(chosen, beta) - _rewards(rejected, beta)

@@ -1,0 +1,172 @@
+"""Candidates: what a round may choose from, and the labels it holds, in arrays."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tasks.candidates import LabelFeatures, Offer, Reading, candidates
+from tasks.design.pool import Pool
+from tasks.design.preprocess import fit_projection
+from tasks.tables import PastRound, Table, features_schema
+
+DIM = 3
+BETA = 0.5
+
+MakePast = Callable[..., PastRound]
+Build = Callable[..., Offer]
+
+
+def rows_of(counts: dict[str, int], *, mark: str = "", seed: int = 0) -> list[dict[str, Any]]:
+    """Scores of responses called mark, prompt, number."""
+    rng = np.random.default_rng(seed)
+    return [
+        {
+            "response_id": f"{mark}{prompt}-{index}",
+            "prompt_id": prompt,
+            "valid": True,
+            "num_tokens": 4,
+            "logp_policy": float(rng.normal(-8, 2)),
+            "logp_reference": float(rng.normal(-8, 2)),
+            "feature": rng.standard_normal(DIM).astype(np.float32).tolist(),
+            "proxy_score": float(rng.normal()),
+        }
+        for prompt, count in counts.items()
+        for index in range(count)
+    ]
+
+
+@pytest.fixture
+def build(write_table: Callable[..., Table]) -> Build:
+    """An offer of these scores of this round's pool and of recalled responses."""
+
+    def offer(rows: list[dict[str, Any]], recalled: list[dict[str, Any]], past: list[PastRound]) -> Offer:
+        return Offer(*(write_table(own, features_schema(DIM)) for own in (rows, recalled)), past)
+
+    return offer
+
+
+def pool_of(offer: Offer, *, labels: LabelFeatures = "current", offer_rounds: int = 0) -> Pool:
+    return candidates(offer, Reading(BETA, labels, offer_rounds, num_components=DIM))[0]
+
+
+def again(rows: list[dict[str, Any]], seed: int) -> list[dict[str, Any]]:
+    """The same responses as another policy scores them."""
+    fresh = rows_of({"x": len(rows)}, seed=seed)
+    names = ("logp_policy", "logp_reference", "feature")
+    return [row | {name: new[name] for name in names} for row, new in zip(rows, fresh, strict=True)]
+
+
+def vectors(rows: list[dict[str, Any]]) -> Any:
+    return np.array([row["feature"] for row in rows], dtype=np.float64)
+
+
+def implicit(rows: list[dict[str, Any]]) -> Any:
+    return BETA * np.array([row["logp_policy"] - row["logp_reference"] for row in rows])
+
+
+@pytest.mark.parametrize("labels", ["current", "stored"])
+def test_labels_speak_of_the_policy_that_they_shall_speak_of(
+    build: Build, past_round: MakePast, labels: LabelFeatures
+) -> None:
+    rows, stored = rows_of({"p": 3, "q": 2}), rows_of({"p": 3, "r": 2}, mark="old ", seed=1)
+    current = again(stored, seed=2)
+    past = past_round(stored, [("old p-2", "old p-0"), ("old r-0", "old r-1")])
+    held = pool_of(build(rows, current, [past]), labels=labels).labels
+    source = {"current": current, "stored": stored}[labels]
+    grid = np.zeros((2, 3, DIM))
+    grid[0], grid[1, :2] = vectors(rows[:3]), vectors(rows[3:])
+    projection = fit_projection(grid, np.array([[True] * 3, [True, True, False]]), dim=DIM)
+    mapped, rewards = projection(vectors(source)), implicit(source)
+    assert held is not None
+    assert held.differences == pytest.approx(mapped[[2, 3]] - mapped[[0, 4]])
+    assert held.margins == pytest.approx(rewards[[2, 3]] - rewards[[0, 4]])
+
+
+@pytest.mark.parametrize("labels", ["current", "stored"])
+def test_labels_of_several_rounds_come_in_their_order(
+    build: Build, past_round: MakePast, labels: LabelFeatures
+) -> None:
+    pools = [rows_of({"p": 2}, mark=f"{number} ", seed=number) for number in (1, 2)]
+    scored = [again(pool, seed=7) for pool in pools]
+    first = past_round(pools[0], [("1 p-0", "1 p-1")])
+    second = past_round(pools[1], [("2 p-1", "2 p-0"), ("1 p-0", "1 p-1")], recalled=scored[0])
+    held = pool_of(build(rows_of({"q": 3}), scored[0] + scored[1], [first, second]), labels=labels).labels
+    own = {"current": scored, "stored": pools}[labels]
+    margins = [rewards[0] - rewards[1] for rewards in (implicit(own[0]), implicit(own[1])[::-1], implicit(scored[0]))]
+    assert held is not None
+    assert held.margins == pytest.approx(margins)
+
+
+def test_a_first_round_holds_no_labels_and_offers_every_pair(build: Build) -> None:
+    pool = pool_of(build(rows_of({"p": 3, "q": 2}), [], []), offer_rounds=3)
+    assert pool.labels is None
+    assert pool.fisher is None
+    assert pool.num_pairs == 4
+
+
+def test_scores_and_log_probabilities_stand_where_their_responses_do(build: Build) -> None:
+    rows = rows_of({"p": 2, "q": 1})
+    pool = pool_of(build(rows, [], []))
+    assert pool.scores is not None
+    assert pool.log_probs is not None
+    for values, name in ((pool.scores, "proxy_score"), (pool.log_probs, "logp_policy")):
+        own = [row[name] for row in rows]
+        assert values.tolist() == [own[:2], [own[2], 0.0]]
+
+
+def test_a_valid_response_without_a_score_leaves_the_pool_without_scores(build: Build) -> None:
+    rows = rows_of({"p": 3})
+    rows[1]["proxy_score"] = None
+    assert pool_of(build(rows, [], [])).scores is None
+    rows[1]["valid"] = False
+    scores = pool_of(build(rows, [], [])).scores
+    assert scores is not None
+    assert scores.tolist() == [[rows[0]["proxy_score"], 0.0, rows[2]["proxy_score"]]]
+
+
+def test_a_labelled_pair_is_never_offered_again(build: Build, past_round: MakePast) -> None:
+    """Labelled in the pool of round 0 and in that of round 1; in either order of its responses."""
+    old, older = (rows_of({"p": 4, "q": 2}, mark=f"{number} ", seed=number) for number in (1, 0))
+    past = [
+        past_round(older, [("0 p-3", "0 p-1"), ("0 q-0", "0 q-1")]),
+        past_round(old, [("1 p-0", "1 p-2"), ("0 p-0", "0 p-1")], recalled=older),
+    ]
+    offer = build(rows_of({"p": 2}, seed=3), older + old, past)
+    pool, grid = candidates(offer, Reading(BETA, "current", 2, DIM))
+    prompt, first, second = pool.pairs(np.flatnonzero(pool.pair_mask))
+    offered = set(zip(grid.response_ids[prompt, first], grid.response_ids[prompt, second], strict=True))
+    assert len(offered) == 1 + 6 + 6 + 1 + 1 - 4
+    assert not offered & {("0 p-1", "0 p-3"), ("0 q-0", "0 q-1"), ("1 p-0", "1 p-2"), ("0 p-0", "0 p-1")}
+    assert all(a[:3] == b[:3] for a, b in offered - {("p-0", "p-1")}), "pairs stay within a pool"
+    assert dict(zip(grid.response_ids[:, 0], grid.staleness, strict=True)) == {
+        "p-0": 0,
+        "0 p-0": 2,
+        "0 q-0": 2,
+        "1 p-0": 1,
+        "1 q-0": 1,
+    }
+
+
+def test_a_response_recalled_for_its_label_alone_is_not_offered(build: Build, past_round: MakePast) -> None:
+    old = rows_of({"p": 3}, mark="old ", seed=1)
+    past = [past_round(old, [("old p-0", "old p-1")])]
+    pool = pool_of(build(rows_of({"p": 2}), old[:2], past))
+    assert (pool.num_prompts, pool.num_pairs) == (1, 1)
+
+
+def test_the_policy_speaks_through_its_own_responses_alone(build: Build, past_round: MakePast) -> None:
+    rows, old = rows_of({"p": 4, "q": 3}), rows_of({"p": 3, "r": 4}, mark="old ", seed=1)
+    past = [past_round(old, [("old p-0", "old p-1")])]
+    pool, grid = candidates(build(rows, old, past), Reading(BETA, "current", 1, DIM))
+    assert grid.staleness.tolist() == [0, 0, 1, 1]
+    own = Pool(features=pool.features[:2], valid=pool.valid[:2], rewards=pool.rewards[:2], beta=BETA)
+    assert pool.policy_fisher == pytest.approx(own.policy_fisher)
+
+
+def test_pairs_offered_again_have_the_scores_of_this_round(build: Build, past_round: MakePast) -> None:
+    old = rows_of({"p": 2}, mark="old ", seed=1)
+    current = again(old, seed=2)
+    pool = pool_of(build(rows_of({"q": 2}), current, [past_round(old, [("old p-0", "old p-1")])]), offer_rounds=1)
+    assert pool.rewards[1] == pytest.approx(implicit(current))
