@@ -25,7 +25,7 @@ class Effort:
     """
 
     tolerance: float = 1e-3
-    max_passes: int = 200
+    max_passes: int = 2000
     max_seconds: float = np.inf
     begun: float = field(default_factory=perf_counter)
 

@@ -35,7 +35,7 @@ class Searching(Capped, ABC):
 
     ridge: float = 1e-3
     tolerance: float = 1e-3
-    max_passes: int = 200
+    max_passes: int = 2000
     max_seconds: float | None = None
 
     def __post_init__(self) -> None:

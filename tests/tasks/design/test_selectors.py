@@ -74,6 +74,21 @@ def test_every_selector_spends_the_exact_budget_on_distinct_offered_pairs_within
         assert values is None or ((values >= 0) & (values <= 1 + 1e-9)).all()
 
 
+@pytest.mark.parametrize("cap", [None, 2])
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_selector_spends_money_until_no_pair_is_left_that_it_buys(make_pool, kind, cap):
+    pool = filled(make_pool((9, 4, 3), masked=True), labels=4)
+    costs = np.random.default_rng(1).uniform(0.5, 3, pool.pair_mask.shape)
+    selection = select(make(kind, max_pairs_per_prompt=cap), replace(pool, costs=costs), 9)
+    index = pool.index_of(selection.prompt, selection.first, selection.second)
+    spent, counts = costs.ravel()[index].sum(), np.bincount(selection.prompt, minlength=9)
+    room = pool.pair_mask & (counts < (np.inf if cap is None else cap))[:, None]
+    room.ravel()[index] = False
+    assert len(chosen(selection)) == len(selection) > 0
+    assert spent <= 9
+    assert costs[room].min(initial=np.inf) > 9 - spent
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_selector_is_decided_by_its_seed(make_pool, kind):
     pool = filled(make_pool((20, 4, 3)), labels=6)
