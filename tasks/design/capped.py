@@ -10,7 +10,7 @@ from logging import getLogger
 
 import numpy as np
 
-from tasks.design.arrays import Array, FloatArray, Precision
+from tasks.design.arrays import Array, FloatArray, Precision, namespace
 from tasks.design.criterion import Criterion
 from tasks.design.limits import Limits
 from tasks.design.measures import Expansion
@@ -113,6 +113,7 @@ def _conjugate_target(point: _Point, vertex: _Point, last: _Point | None, *, exp
         return vertex
     old = expansion.curve(last.information - point.information)
     new = expansion.curve(vertex.information - point.information)
-    overlap, slack = float((old * new).sum()), float((old * (new - old)).sum())
+    xp = namespace(old)
+    overlap, slack = float(xp.sum(old * new)), float(xp.sum(old * (new - old)))
     share = min(overlap / slack, _MAX_CONJUGATE_SHARE) if overlap * slack > 0 else 0.0
     return vertex.towards(last, share)

@@ -4,11 +4,14 @@ Rounding alone fails where pairs are near copies of one another: a relaxed desig
 the largest weights then say nothing about which directions go together.
 """
 
+from dataclasses import dataclass
+from typing import Protocol
+
 import numpy as np
 
-from tasks.design.arrays import BoolArray, FloatArray, IntArray
+from tasks.design.arrays import FloatArray, IntArray
 from tasks.design.capped import Problem
-from tasks.design.limits import ranks_within
+from tasks.design.limits import Limits, ranks_within
 from tasks.design.measures import Expansion
 from tasks.design.search import Effort
 
@@ -22,7 +25,7 @@ def exchange_pairs(problem: Problem, chosen: IntArray, *, lower_bound: float, ef
 
     A round scores every pair once: chosen e leaves at its price, another enters for its worth. The cheapest leave for
     the best, an eighth of the budget at once; the block is halved until the objective, computed exactly, falls. With a
-    least number of pairs per prompt a pair is exchanged within its prompt; with costs nothing is exchanged.
+    least number of pairs per prompt, pairs are also exchanged within their prompt; with costs nothing is exchanged.
 
     Args:
         problem: criterion and limits.
@@ -30,59 +33,78 @@ def exchange_pairs(problem: Problem, chosen: IntArray, *, lower_bound: float, ef
         lower_bound: bound of the objective; a selection that comes within the tolerance of it is good enough.
         effort: its tolerance and seconds count.
     """
-    criterion, limits = problem.criterion, problem.limits
-    size = max(1, len(chosen) // 8) if limits.costs is None else 0
+    if problem.limits.costs is not None:
+        return chosen
+    for propose in (_across_prompts, _within_prompts) if problem.limits.floor else (_across_prompts,):
+        chosen = _exchange(problem, chosen, propose, lower_bound=lower_bound, effort=effort)
+    return chosen
+
+
+class _Propose(Protocol):
+    """Pairs to give up and as many or more to take in, the best first, for blocks of at most `size`."""
+
+    def __call__(self, state: "_State", chosen: IntArray, *, size: int) -> tuple[IntArray, IntArray]: ...
+
+
+@dataclass(frozen=True, eq=False)
+class _State:
+    """What every pair would add, -inf where it is chosen or not valid, and would cost to give up; (P, m) each."""
+
+    limits: Limits
+    worth: FloatArray
+    price: FloatArray
+
+    @classmethod
+    def of(cls, problem: Problem, chosen: IntArray, expansion: Expansion) -> "_State":
+        criterion = problem.criterion
+        gains, leverages = criterion.gains_and_leverages(expansion, criterion.rough_precision)
+        worth = np.where(problem.limits.mask, expansion.worth(gains, leverages), -np.inf)
+        worth.ravel()[chosen] = -np.inf
+        return cls(problem.limits, worth, expansion.price(gains, leverages))
+
+
+def _exchange(problem: Problem, chosen: IntArray, propose: _Propose, *, lower_bound: float, effort: Effort) -> IntArray:
+    criterion, size = problem.criterion, max(1, len(chosen) // 8)
     held = criterion.prior + criterion.added_information(chosen)
     for _ in range(_MAX_ROUNDS):
         expansion = criterion.expand(held)
         if size == 0 or effort.out_of_time or expansion.efficiency(lower_bound) >= 1 - effort.tolerance:
             break
-        leaving, entering = _rank_exchanges(problem, chosen, expansion, size=size)
+        state = _State.of(problem, chosen, expansion)
         while size >= 1:
-            left, block = leaving[:size], _entering_block(problem, chosen, leaving[:size], entering)
-            trial = held + criterion.added_information(block) - criterion.added_information(left)
+            leaving, entering = propose(state, chosen, size=size)
+            trial = held + criterion.added_information(entering) - criterion.added_information(leaving)
             improvement = expansion.objective - criterion.expand(trial).objective
-            if len(block) == len(left) and expansion.relative(improvement) > _LEAST_GAIN:
-                chosen, held = np.concatenate([np.setdiff1d(chosen, left), block]), trial
+            if expansion.relative(improvement) > _LEAST_GAIN:
+                chosen, held = np.concatenate([np.setdiff1d(chosen, leaving), entering]), trial
                 break
             size //= 2
     return chosen
 
 
-def _rank_exchanges(
-    problem: Problem, chosen: IntArray, expansion: Expansion, *, size: int
-) -> tuple[IntArray, IntArray]:
-    """Pairs to give up, the cheapest first, and pairs to take in, the best first."""
-    criterion, mask = problem.criterion, problem.limits.mask
-    gains, leverages = criterion.gains_and_leverages(expansion, criterion.rough_precision)
-    price = expansion.price(gains, leverages)
-    worth = np.where(mask, expansion.worth(gains, leverages), -np.inf)
-    worth.ravel()[chosen] = -np.inf
-    if problem.limits.floor:
-        return _within_prompts(price, worth, chosen)
-    leaving = chosen[np.lexsort((chosen, price.ravel()[chosen]))]
-    worth[problem.limits.room(np.setdiff1d(chosen, leaving[:size])) <= 0] = -np.inf
-    others = np.flatnonzero(np.isfinite(worth))
+def _across_prompts(state: _State, chosen: IntArray, *, size: int) -> tuple[IntArray, IntArray]:
+    """The cheapest pairs that their prompt can spare, for the best others that find room once those are gone."""
+    limits, width = state.limits, state.worth.shape[1]
+    leaving = chosen[np.lexsort((chosen, state.price.ravel()[chosen]))]
+    prompt = leaving // width
+    spare = np.bincount(prompt, minlength=len(limits.mask)) - limits.floor
+    leaving = leaving[ranks_within(prompt) < spare[prompt]][:size]
+    room = limits.room(np.setdiff1d(chosen, leaving))
+    others = np.flatnonzero(np.isfinite(state.worth) & (room > 0)[:, None])
     count = min(len(others), _PROPOSALS_PER_PLACE * size)
-    best = others[np.argpartition(-worth.ravel()[others], count - 1)[:count]] if count else others
-    return leaving, best[np.lexsort((best, -worth.ravel()[best]))]
+    best = others[np.argpartition(-state.worth.ravel()[others], count - 1)[:count]] if count else others
+    entering = best[np.lexsort((best, -state.worth.ravel()[best]))]
+    entering = entering[ranks_within(entering // width) < room[entering // width]]
+    whole = len(leaving) if len(entering) >= len(leaving) else 0  # the room was made by all that leave
+    return leaving[:whole], entering[:whole]
 
 
-def _within_prompts(price: FloatArray, worth: FloatArray, chosen: IntArray) -> tuple[IntArray, IntArray]:
-    """The cheapest chosen pair of each prompt, with the best other one of that prompt in the same place."""
-    held = np.full(price.shape, np.inf)
-    held.ravel()[chosen] = price.ravel()[chosen]
-    starts = np.arange(len(price)) * price.shape[1]
-    net = worth.max(axis=1) - held.min(axis=1)
+def _within_prompts(state: _State, chosen: IntArray, *, size: int) -> tuple[IntArray, IntArray]:
+    """The cheapest chosen pair of each prompt for the best other one of that prompt, where that gains most."""
+    held: FloatArray = np.full(state.price.shape, np.inf)
+    held.ravel()[chosen] = state.price.ravel()[chosen]
+    starts = np.arange(len(held)) * held.shape[1]
+    net = state.worth.max(axis=1) - held.min(axis=1)
     order = np.flatnonzero(np.isfinite(net))
-    order = order[np.argsort(-net[order], kind="stable")]
-    return (starts + held.argmin(axis=1))[order], (starts + worth.argmax(axis=1))[order]
-
-
-def _entering_block(problem: Problem, chosen: IntArray, leaving: IntArray, entering: IntArray) -> IntArray:
-    """As many of the entering pairs as leave, within the room that their leaving makes."""
-    if problem.limits.floor:
-        return entering[: len(leaving)]
-    prompt = entering // problem.limits.mask.shape[1]
-    fits: BoolArray = ranks_within(prompt) < problem.limits.room(np.setdiff1d(chosen, leaving))[prompt]
-    return entering[fits][: len(leaving)]
+    order = order[np.argsort(-net[order], kind="stable")][:size]
+    return (starts + held.argmin(axis=1))[order], (starts + state.worth.argmax(axis=1))[order]

@@ -184,4 +184,4 @@ def squared_lengths(rows: Array, root: Array) -> FloatArray:
 
 def _chunks(length: int, rows_each: int) -> Iterator[slice]:
     step = max(1, _ROWS_PER_CHUNK // rows_each)
-    return (slice(start, start + step) for start in range(0, length, step))
+    return (slice(start, min(start + step, length)) for start in range(0, length, step))

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from tasks.design.arrays import BoolArray, FloatArray, IntArray
 from tasks.design.pool import Pool
@@ -89,14 +90,14 @@ class Limits:
     def _best_by_cost(self, scores: FloatArray, costs: FloatArray) -> FloatArray:
         """Bisect the price of money: the two selections at its ends, mixed so that they spend the budget."""
 
-        def best_at(price: float) -> FloatArray:
+        def best_at(price: float) -> npt.NDArray[np.float64]:
             value = np.where(self.mask, scores - price * costs, 0.0)
             kept = np.zeros(value.size, dtype=bool)
             kept[np.arange(value.size) if self.cap is None else _smallest_of_rows(-value, self.cap)] = True
             return (kept.reshape(value.shape) & (value > 0)).astype(np.float64)
 
         poor, rich = 0.0, float((scores / costs)[self.mask].max(initial=0.0))
-        many, few = best_at(poor), best_at(rich)
+        many, few = best_at(poor), np.zeros(scores.shape, dtype=np.float64)
         if (many * costs).sum() <= self.budget:
             return many
         for _ in range(_BISECTIONS):

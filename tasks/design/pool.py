@@ -198,7 +198,7 @@ def _require_finite(name: str, array: Array) -> None:
     """Look prompt by prompt, so that no mask as large as the features is needed."""
     xp = namespace(array)
     for prompt in range(0, array.shape[0], 512):
-        finite = xp.isfinite(array[prompt : prompt + 512, ...])
+        finite = xp.isfinite(array[prompt : min(prompt + 512, array.shape[0]), ...])
         if not bool(xp.all(finite)):
             place = tuple(int(i) for i in np.argwhere(~to_numpy(finite))[0])
             found = float(array[(prompt + place[0], *place[1:])])

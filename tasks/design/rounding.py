@@ -55,7 +55,7 @@ def order_by_gain(criterion: Criterion, chosen: IntArray) -> IntArray:
 def _by_worth(criterion: Criterion, held: Array, pairs: IntArray) -> IntArray:
     """Places of the pairs by what each would add to the information held."""
     expansion = criterion.expand(held)
-    rows, curvature = criterion.space.rows(pairs, np.float32), criterion.curvature.ravel()[pairs]
+    rows, curvature = criterion.space.rows(pairs, criterion.rough_precision), criterion.curvature.ravel()[pairs]
     leverages = gains = curvature * squared_lengths(rows, expansion.inverse_root)
     if expansion.gradient_root is not expansion.inverse_root:
         gains = curvature * squared_lengths(rows, expansion.gradient_root)

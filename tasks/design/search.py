@@ -19,7 +19,7 @@ class Effort:
 
     Attributes:
         tolerance: relative gap that is small enough.
-        max_passes: times that all pairs may be scored.
+        max_passes: times that all pairs may be scored; the start and the last pass of each precision always are.
         max_seconds: wall time after which no pass starts.
         begun: reading of `time.perf_counter` that the seconds count from.
     """
