@@ -5,7 +5,7 @@ a pick does to the scores of all others is computed from the responses. Scores t
 difference being rounding; the lowest flat index then wins.
 """
 
-from dataclasses import dataclass, field
+from abc import ABC, abstractmethod
 
 import numpy as np
 
@@ -13,22 +13,24 @@ from tasks.design.arrays import Array, BoolArray, FloatArray, IntArray, namespac
 from tasks.design.criterion import Criterion
 from tasks.design.kernels import PairSpace, pair_slots
 from tasks.design.limits import Limits
+from tasks.design.measures import Expansion
 
 _TIE = 1e-9
-_LOST_DIGITS = 1e-4
+_LOST_DIGITS = 1e-5
 _ROUNDING = 1e-13
 _CLOSED = -1.0
 _BLOCK = 256
 _SHORT_BLOCK = 32
 _SHORTLIST = 1024
+_FEW = 128
 
 
 def greedy_design(criterion: Criterion, limits: Limits) -> tuple[IntArray, FloatArray]:
     """Pairs that each have the largest a' M^-1 a given those before them, and so add most to log det M.
 
     As M grows a score only falls, so that one computed earlier bounds it from above (Minoux 1978). Picks come from a
-    shortlist of the largest such bounds, whose scores are kept exact, for as long as its best beats every bound outside
-    it; all bounds are then renewed in one pass for the whole block of picks. The picks are those of the plain greedy.
+    shortlist, whose scores are kept exact, as long as its best beats every bound outside it; then all are updated in
+    one pass for the whole block of picks. The picks are those of the plain greedy.
 
     Args:
         criterion: the pool, and M = ridge I + prior to start from; its measure is not used.
@@ -37,28 +39,17 @@ def greedy_design(criterion: Criterion, limits: Limits) -> tuple[IntArray, Float
     Returns:
         Flat pair indices in order of choice, and the score that each had when chosen.
     """
-    search = _Search(criterion, limits)
+    search = _DeterminantSearch(criterion, _Allowance(limits, limits.budget))
     size = max(_SHORTLIST, 4 * criterion.space.dim)
-    most = max(size, criterion.space.valid.size)
-    while search.best > 0:
+    most = max(size, criterion.space.valid.size // 4)
+    while search.best > 0 and search.allowance.left > 0:
         if search.advance(size) < _SHORT_BLOCK:
             size = min(most, int(1.6 * size))
-    return _completed(search.chosen, search.scores, limits)
-
-
-def frozen_design(criterion: Criterion, limits: Limits) -> tuple[IntArray, FloatArray]:
-    """Pairs of largest a' M^-1 a while M stays as it was before the first of them; see `greedy_design`."""
-    root = criterion.expand(criterion.prior).inverse_root
-    scores = (criterion.curvature * squared_distances(criterion.space, root)).ravel()
-    pairs = np.flatnonzero(limits.mask)
-    chosen = limits.take(pairs[np.argsort(-scores[pairs], kind="stable")])
-    return chosen, scores[chosen]
+    return _completed(search, limits)
 
 
 def forward_backward(criterion: Criterion, limits: Limits) -> tuple[IntArray, FloatArray]:
-    """Pairs that lower tr(H M^-1) most, one by one up to twice the budget; then the ones missed least go.
-
-    Where limits leave less than twice the budget, or further pairs tell nothing, the first stage ends there.
+    """Pairs that lower tr(H M^-1) most, one by one up to twice the budget or all that fit; those missed least then go.
 
     Args:
         criterion: the pool, M = ridge I + prior to start from, and `Trace` as the measure.
@@ -67,57 +58,26 @@ def forward_backward(criterion: Criterion, limits: Limits) -> tuple[IntArray, Fl
     Returns:
         Flat pair indices in order of choice, and what each took off the trace when chosen.
     """
-    chosen, worth = _forward(criterion, _Allowance(limits, 2 * limits.budget))
-    prices = _prices_of(limits)[chosen]
-    if prices.sum() <= limits.budget:
-        return _completed(chosen, worth, limits)
-    kept = _backward(criterion, np.array(chosen), prices, budget=limits.budget)
-    return np.array(chosen)[kept], np.array(worth)[kept]
-
-
-def compact(space: PairSpace, held: FloatArray) -> tuple[PairSpace, FloatArray]:
-    """The same pool and rows in as many dimensions as they span at most, where these are fewer than they have.
-
-    Coordinates along an orthonormal basis of the span, from a QR factorisation, keep every inner product. What is
-    orthogonal to the span no pair ever asks about.
-
-    Args:
-        space: features of the pool.
-        held: further differences of features, such as those of labels, (n, dim).
-    """
-    prompts, anchors = np.arange(len(space.valid)), space.valid.argmax(axis=1)
-    others = space.valid.copy()
-    others[prompts, anchors] = False
-    if others.sum() + len(held) >= space.dim:
-        return space, held
-    features = to_numpy(space.features).astype(np.float64)
-    rows = (features - features[prompts, anchors][:, None])[others]
-    turned = np.linalg.qr(np.concatenate([rows, held]).T, mode="r").T
-    features = np.zeros((*space.valid.shape, turned.shape[1]))
-    features[others] = turned[: len(rows)]
-    return PairSpace.of(features, space.valid), turned[len(rows) :]
+    search = _TraceSearch(criterion, _Allowance(limits, 2 * limits.budget))
+    while search.best > 0:
+        search.advance()
+    costs = search.allowance.prices[np.array(search.chosen, dtype=np.intp)]
+    if costs.sum() > limits.budget:
+        kept = search.prune(costs, limits.budget)
+        search.chosen, search.worth = ([taken[place] for place in kept] for taken in (search.chosen, search.worth))
+    return _completed(search, limits)
 
 
 def squared_distances(space: PairSpace, root: Array) -> FloatArray:
-    """|T' (phi_a - phi_b)|^2 of every pair slot, (P, m); 0 where it is rounding beside the prompt's largest.
-
-    Args:
-        space: features of the pool.
-        root: T, (dim, q).
-    """
-    slots = (len(space.valid), len(pair_slots(space.valid.shape[1])[0]))
-    found = space.scores(np.ones(slots), to_like(to_numpy(root), space.features))
+    """|T' (phi_a - phi_b)|^2 of every pair slot, (P, m), T = `root` (dim, q); 0 if rounding beside the prompt's."""
+    ones = np.ones((len(space.valid), len(pair_slots(space.valid.shape[1])[0])))
+    found = space.scores(ones, to_like(to_numpy(root), space.features))
     found[found <= _ROUNDING * found.max(axis=1, keepdims=True, initial=0.0)] = 0.0
     return found
 
 
 def projections(space: PairSpace, vectors: FloatArray) -> FloatArray:
-    """(phi_a - phi_b)' u of every pair slot and vector u, (q, P, m).
-
-    Args:
-        space: features of the pool.
-        vectors: (q, dim).
-    """
+    """u' (phi_a - phi_b) of every row u of `vectors` (q, dim) and every pair slot, (q, P, m)."""
     first, second = pair_slots(space.valid.shape[1])
     mapped = np.empty((len(vectors), *space.valid.shape))
     for part, chunk in space.chunks(np.float64):
@@ -133,8 +93,8 @@ class _Allowance:
     def __init__(self, limits: Limits, budget: float) -> None:
         self._slots = limits.mask.shape[1]
         self._free = limits.mask.ravel().copy()
-        self._prices = _prices_of(limits)
-        self._left = budget
+        self.prices = np.ones(limits.mask.size) if limits.costs is None else limits.costs.ravel()
+        self.left = budget
         self._most = self._slots if limits.cap is None else limits.cap
         self._least = np.minimum(limits.mask.sum(axis=1), limits.floor)
         self._owed = int(self._least.sum())
@@ -145,124 +105,194 @@ class _Allowance:
         prompt = pair // self._slots
         self._owed -= int(self._taken[prompt] < self._least[prompt])
         self._taken[prompt] += 1
-        self._left -= float(self._prices[pair])
+        self.left -= float(self.prices[pair])
         self._free[pair] = False
 
     def closed(self, pairs: IntArray) -> BoolArray:
         """Which of the pairs may not come next."""
         taken = self._taken[pairs // self._slots]
-        open_ = self._free[pairs] & (taken < self._most) & (self._prices[pairs] <= self._left)
-        if self._owed >= self._left:
-            open_ &= taken < self._least[pairs // self._slots]
-        return ~open_
+        closed: BoolArray = ~self._free[pairs] | (taken >= self._most) | (self.prices[pairs] > self.left)
+        if self._owed >= self.left:
+            closed |= taken >= self._least[pairs // self._slots]
+        return closed
 
 
-@dataclass(eq=False)
-class _Search:
-    """The state of `greedy_design`: M^-1 after the last block, and bounds of all scores that were exact under it."""
+class _Search(ABC):
+    """A greedy search: what was chosen, and scores of all pairs, or bounds of them from above.
 
-    criterion: Criterion
-    limits: Limits
-    chosen: list[int] = field(default_factory=list)
-    scores: list[float] = field(default_factory=list)
+    Scores are updated by subtraction, with an error in proportion to the largest: once the best is small beside what
+    it began with, all are computed anew.
+    """
 
-    def __post_init__(self) -> None:
-        self.allowance = _Allowance(self.limits, self.limits.budget)
-        self.pairs = np.arange(self.limits.mask.size)
+    def __init__(self, criterion: Criterion, allowance: _Allowance) -> None:
+        self.criterion, self.allowance = criterion, allowance
+        self.roots = np.sqrt(criterion.curvature.ravel())
+        self.pairs = np.arange(criterion.mask.size)
+        self.chosen: list[int] = []
+        self.worth: list[float] = []
         self.refresh()
 
+    @abstractmethod
     def refresh(self) -> None:
-        """Compute M^-1 and all scores anew, before repeated subtraction has cost them their digits."""
-        added = self.criterion.added_information(np.array(self.chosen, dtype=np.intp))
-        root = to_numpy(self.criterion.expand(self.criterion.prior + added).inverse_root)
-        self.inverse = root @ root.T
-        self.bounds = (self.criterion.curvature * squared_distances(self.criterion.space, root)).ravel()
-        self._close()
-        self.reliable = _LOST_DIGITS * self.best
+        """Compute everything anew from what was chosen."""
 
-    def advance(self, size: int) -> int:
-        """Choose a block of pairs from a shortlist of `size`, renew the bounds of the others, and count the block."""
-        pairs, outside = self._shortlist(size)
-        block = self._choose(pairs, outside)
-        self.inverse -= block.T @ block
-        root = to_like(block.T, self.criterion.space.features)
-        self.bounds -= self.criterion.space.scores(self.criterion.curvature, root).ravel()
-        np.maximum(self.bounds, 0.0, out=self.bounds)
-        self._close()
-        if self.best < self.reliable:
-            self.refresh()
-        return len(block)
+    def update(self, scores: FloatArray) -> None:
+        """Take over the scores of all pairs."""
+        self.scores, self.best = scores, self.close(self.pairs, scores)
 
-    def _close(self) -> None:
-        self.bounds[self.allowance.closed(self.pairs)] = _CLOSED
-        self.best = float(self.bounds.max())
+    def close(self, pairs: IntArray, scores: FloatArray) -> float:
+        """Mark the scores of pairs that may not come next; the best of the others."""
+        scores[self.allowance.closed(pairs)] = _CLOSED
+        return float(scores.max())
 
-    def _shortlist(self, size: int) -> tuple[IntArray, float]:
-        """Open pairs of largest bound by index, among them the one to choose next; and the largest bound outside."""
-        order = np.argpartition(-self.bounds, size - 1)[:size] if size < len(self.bounds) else self.pairs
-        pairs = np.union1d(order[self.bounds[order] >= 0], _first_of_best(self.bounds))
-        outside = self.bounds.copy()
-        outside[pairs] = _CLOSED
-        return pairs, float(outside.max())
-
-    def _choose(self, pairs: IntArray, outside: float) -> FloatArray:
-        """Choose among the pairs while none outside can win; the vectors v of M^-1 <- M^-1 - v v', (picks, dim)."""
-        rows = to_numpy(self.criterion.space.rows(pairs)) * np.sqrt(self.criterion.curvature.ravel()[pairs])[:, None]
-        scores, block, picks = self.bounds[pairs], np.empty((_BLOCK, rows.shape[1])), 0
-        best = self.best
-        while picks == 0 or (picks < _BLOCK and best >= self.reliable and best * (1 - _TIE) > outside):
-            place = _first_of_best(scores)
-            self._take(int(pairs[place]), float(scores[place]))
-            told = self.inverse @ rows[place] - (block[:picks] @ rows[place]) @ block[:picks]
-            block[picks] = told / np.sqrt(1 + rows[place] @ told)
-            scores = np.maximum(scores - np.square(rows @ block[picks]), 0.0)
-            scores[self.allowance.closed(pairs)] = _CLOSED
-            best, picks = float(scores.max()), picks + 1
-        return block[:picks]
-
-    def _take(self, pair: int, score: float) -> None:
+    def take(self, pair: int, score: float) -> None:
+        """Choose a pair."""
         self.allowance.take(pair)
         self.chosen.append(pair)
-        self.scores.append(score)
+        self.worth.append(score)
+
+    def expansion(self) -> Expansion:
+        """The measure around M with the pairs chosen so far."""
+        added = self.criterion.added_information(np.array(self.chosen, dtype=np.intp))
+        return self.criterion.expand(self.criterion.prior + added)
+
+    def distances(self, root: Array) -> FloatArray:
+        """|T' a|^2 of every pair, (P m,)."""
+        return (self.criterion.curvature * squared_distances(self.criterion.space, root)).ravel()
+
+    def rows(self, pairs: IntArray) -> FloatArray:
+        """The vectors a of pairs, (n, dim)."""
+        rows: FloatArray = to_numpy(self.criterion.space.rows(pairs)) * self.roots[pairs, None]
+        return rows
 
 
-@dataclass(eq=False)
+class _DeterminantSearch(_Search):
+    """Of `greedy_design`: M^-1 after the last block, and scores that bound those of today."""
+
+    def refresh(self) -> None:
+        """Compute M^-1 and its scores anew from what was chosen."""
+        root = to_numpy(self.expansion().inverse_root)
+        self.inverse = root @ root.T
+        self.update(self.distances(root))
+        self.trusted = _LOST_DIGITS * self.best
+
+    def advance(self, size: int) -> int:
+        """Choose a block from a shortlist of `size` pairs, update all scores if more are to come; count the block."""
+        self.block = np.empty((0, self.criterion.space.dim))
+        self._choose(*_shortlist(self.scores, size))
+        if self.allowance.left > 0:
+            self.inverse -= self.block.T @ self.block
+            root = to_like(self.block.T, self.criterion.space.features)
+            fall = self.criterion.space.scores(self.criterion.curvature, root).ravel()
+            self.update(np.maximum(self.scores - fall, 0.0))
+            if 0 <= self.best < self.trusted:
+                self.refresh()
+        return len(self.block)
+
+    def _choose(self, pairs: IntArray, outside: float) -> None:
+        """Choose among the pairs until one outside might win, a few at a time that stay in the processor's cache."""
+        rows, scores, best = self.rows(pairs), self.scores[pairs], self.best
+        while self._beats(best, outside):
+            few, rival = _shortlist(scores, _FEW)
+            begun = len(self.block)
+            self._choose_few(pairs[few], rows[few], scores[few], max(rival, outside))
+            scores = scores - np.square(rows @ self.block[begun:].T).sum(axis=1)
+            best = self.close(pairs, scores)
+
+    def _choose_few(self, pairs: IntArray, rows: FloatArray, scores: FloatArray, outside: float) -> None:
+        """Choose among the pairs until one outside might win; add the v of M^-1 <- M^-1 - v v' to the block."""
+        best = np.inf
+        while self._beats(best, outside):
+            place = _first_of_best(scores)
+            self.take(int(pairs[place]), float(scores[place]))
+            told = self.inverse @ rows[place] - (self.block @ rows[place]) @ self.block
+            fall = told / np.sqrt(1 + rows[place] @ told)
+            self.block = np.vstack([self.block, fall])
+            scores = scores - np.square(rows @ fall)
+            best = self.close(pairs, scores)
+
+    def _beats(self, best: float, outside: float) -> bool:
+        """Whether the best of a shortlist is the best of all; the first of a block always is."""
+        picks = len(self.block)
+        return picks == 0 or (picks < _BLOCK and best >= self.trusted and best * (1 - _TIE) > outside)
+
+
+class _TraceSearch(_Search):
+    """Of `forward_backward`: s / (1 + t) of every pair, s = a' M^-1 H M^-1 a and t = a' M^-1 a."""
+
+    def refresh(self) -> None:
+        """Compute M^-1, H and the scores anew from what was chosen."""
+        expansion = self.expansion()
+        self.tangent = _Tangent(expansion)
+        self.gains, self.leverages = self.distances(expansion.gradient_root), self.distances(expansion.inverse_root)
+        self.first = self.gains
+        self.update(self.gains / (1 + self.leverages))
+
+    def advance(self) -> None:
+        """Choose one pair and update the scores of all."""
+        pair = _first_of_best(self.scores)
+        self.take(pair, float(self.scores[pair]))
+        moved = self.tangent.move(self.rows(np.array([pair]))[0], 1)
+        fall = projections(self.criterion.space, moved).reshape(2, -1) * self.roots
+        self.gains = np.maximum(self.gains - 2 * fall[0] * fall[1], 0.0)
+        self.leverages = np.maximum(self.leverages - np.square(fall[0]), 0.0)
+        self.update(self.gains / (1 + self.leverages))
+        if 0 <= self.best < _LOST_DIGITS * (self.first / (1 + self.leverages))[self.scores >= 0].max():
+            self.refresh()
+
+    def prune(self, costs: FloatArray, budget: float) -> IntArray:
+        """Places of the pairs that are kept once those missed least are gone and the others fit the budget."""
+        self.refresh()
+        pairs = np.array(self.chosen)
+        rows, gains, leverages = self.rows(pairs), self.gains[pairs], self.leverages[pairs]
+        kept = np.ones(len(pairs), dtype=bool)
+        while costs[kept].sum() > budget:
+            missed = np.where(kept, gains / np.maximum(1 - leverages, _ROUNDING), np.inf)
+            last = np.flatnonzero(missed <= missed.min() * (1 + _TIE))[-1]
+            kept[last] = False
+            fall = rows @ self.tangent.move(rows[last], -1).T
+            gains = np.maximum(gains - 2 * fall[:, 0] * fall[:, 1], 0.0)
+            leverages = leverages + np.square(fall[:, 0])
+        return np.flatnonzero(kept)
+
+
 class _Tangent:
     """M^-1 and M^-1 H M^-1, kept up to date as labels come and go."""
 
-    inverse: FloatArray
-    slope: FloatArray
-
-    @classmethod
-    def at(cls, criterion: Criterion, chosen: IntArray) -> "_Tangent":
-        """Around the prior and the pairs chosen."""
-        expansion = criterion.expand(criterion.prior + criterion.added_information(chosen))
+    def __init__(self, expansion: Expansion) -> None:
         inverse_root, gradient_root = to_numpy(expansion.inverse_root), to_numpy(expansion.gradient_root)
-        return cls(inverse_root @ inverse_root.T, gradient_root @ gradient_root.T)
+        self.inverse = inverse_root @ inverse_root.T
+        self.slope = gradient_root @ gradient_root.T
 
     def move(self, row: FloatArray, sign: int) -> FloatArray:
-        """Add (+1) or take away (-1) a label; u and w, (2, dim), with which t falls by +-(a'u)^2, s by 2 (a'u)(a'w).
+        """Add (sign 1) or take away (-1) a label; u and w, (2, dim).
 
-        The sign is that of the move; s = a' M^-1 H M^-1 a and t = a' M^-1 a of every pair a.
+        With these t falls by sign (a'u)^2, and s by 2 (a'u)(a'w), for every pair a.
         """
         told, swayed = self.inverse @ row, self.slope @ row
-        scale = 1 / np.sqrt(1 + sign * (row @ told))
+        scale = 1 / np.sqrt(max(1 + sign * (row @ told), _ROUNDING))
         u = scale * told
-        w = sign * scale * (swayed - sign * scale**2 * (row @ swayed) / 2 * told)
+        w = sign * scale * swayed - scale**2 * (row @ swayed) / 2 * u
         self.inverse -= sign * np.outer(u, u)
         self.slope -= np.outer(u, w) + np.outer(w, u)
         return np.stack([u, w])
 
 
-def _forward(criterion: Criterion, allowance: _Allowance) -> tuple[list[int], list[float]]:
-    """Pairs by what each takes off the trace, until nothing is open or nothing tells any more."""
-    chosen: list[int] = []
-    taken_off: list[float] = []
-    pairs, reliable = np.arange(criterion.mask.size), np.inf
-    while True:
-        if reliable == np.inf:
-            tangent = _Tangent.at(criterion, np.array(chosen, dtype=np.intp))
-            gains, leverages = _gains_and_leverages(criterion, chosen)
-        worth = np.maximum(gains / (1 + leverages), 0.0)
-        worth[allowance.closed(pairs)] = _CLOSED
-    return chosen, taken_off
+def _completed(search: _Search, limits: Limits) -> tuple[IntArray, FloatArray]:
+    """The pairs chosen and, where that leaves some of the budget, the first of the others that fit."""
+    begun = np.array(search.chosen, dtype=np.intp)
+    chosen = limits.take(np.concatenate([begun, np.setdiff1d(np.flatnonzero(limits.mask), begun)]))
+    return chosen, np.pad(search.worth, (0, len(chosen) - len(begun)))
+
+
+def _shortlist(scores: FloatArray, size: int) -> tuple[IntArray, float]:
+    """Places of the largest scores in their order, the one to choose next among them; and the largest of the rest."""
+    large = np.argpartition(-scores, size)[:size] if size < len(scores) else np.arange(len(scores))
+    places = np.union1d(large, _first_of_best(scores))
+    rest = scores.copy()
+    rest[places] = _CLOSED
+    return places, float(rest.max())
+
+
+def _first_of_best(scores: FloatArray) -> int:
+    return int(np.argmax(scores >= scores.max() * (1 - _TIE)))

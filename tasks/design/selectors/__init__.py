@@ -15,6 +15,7 @@ from tasks.design.selectors.base import Selector
 from tasks.design.selectors.baselines import FirstTwo, Uniform
 from tasks.design.selectors.designs import ADesign, DDesign, TraceDesign, VDesign
 from tasks.design.selectors.diversity import Badge, KCenter, KMeans
+from tasks.design.selectors.greedy import ActiveDpo, Adpo, AdpoOffline, Apo, Bait
 from tasks.design.selectors.margins import Apl, Entropy, MaxMargin, MinMargin
 from tasks.design.selectors.mixture import MixtureOf
 from tasks.design.selectors.posteriors import Bald, BalPm, NearTie
@@ -31,6 +32,11 @@ PlainSelector = (
     | ADesign
     | VDesign
     | Dope
+    | ActiveDpo
+    | Apo
+    | Adpo
+    | AdpoOffline
+    | Bait
     | MaxMargin
     | MinMargin
     | Entropy
