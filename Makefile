@@ -26,7 +26,7 @@ bench: $(STAMP)  ## Measure generation against its bare engine
 	.venv/bin/python tests/benchmarks/generation_ratio.py
 
 bench-selection: $(STAMP)  ## Measure the selection core against its peers
-	.venv/bin/python -m tests.benchmarks.selection
+	.venv/bin/python tests/benchmarks/selection
 
 lock:  ## Renew the pinned versions in cluster/manifests/cpu.lock
 	$(PYTHON) cluster/manifests/install.py --lock
