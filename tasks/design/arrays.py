@@ -18,14 +18,20 @@ IntArray = npt.NDArray[np.intp]
 Precision = type[np.float32] | type[np.float64]
 
 
+_NAMESPACES: dict[type, Any] = {}
+
+
 def namespace(array: Array) -> Any:
-    """The functions of the library that an array belongs to."""
-    return array_api_compat.array_namespace(array)
+    """The functions of the library that an array belongs to; looked up once for each type of array."""
+    found = _NAMESPACES.get(type(array))
+    if found is None:
+        found = _NAMESPACES[type(array)] = array_api_compat.array_namespace(array)
+    return found
 
 
 def to_numpy(array: Array) -> npt.NDArray[Any]:
     """The same numbers on the host."""
-    return np.asarray(array_api_compat.to_device(array, "cpu"))
+    return array if isinstance(array, np.ndarray) else np.asarray(array_api_compat.to_device(array, "cpu"))
 
 
 def to_like(values: npt.ArrayLike, like: Array, precision: Precision = np.float64) -> Array:

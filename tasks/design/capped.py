@@ -58,11 +58,14 @@ def bounded_design(problem: Problem, effort: Effort | None = None, *, start: Flo
 
 
 def best_start(problem: Problem) -> FloatArray:
-    """Return the vertex that the gradient at the uniform design points to, (P, m)."""
+    """Return the vertex that the gradient at the uniform design points to, (P, m).
+
+    Uniform to about: every pair counts with the mean curvature, which spares a pass.
+    """
     criterion, limits = problem.criterion, problem.limits
-    rough = criterion.rough_precision
-    uniform = criterion.mask * (limits.budget / criterion.mask.sum())
-    return limits.best_vertex(criterion.gains(criterion.expand(criterion.information(uniform, rough)), rough))
+    curvature = float(criterion.curvature.sum()) * limits.budget / int(limits.mask.sum()) ** 2
+    uniform = criterion.prior + curvature * criterion.space.scatter(criterion.space.valid.sum(axis=1) * 1.0)
+    return limits.best_vertex(criterion.gains(criterion.expand(uniform), criterion.rough_precision))
 
 
 def descend(

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tasks.design.arrays import Array, BoolArray, FloatArray, IntArray, Precision, cast, largest, namespace, to_like
-from tasks.design.kernels import PairSpace, logistic_curvature
+from tasks.design.kernels import PairSpace, logistic_curvature, squared_lengths
 from tasks.design.measures import Expansion, LogDet, Measure, Trace, inverse_root, symmetric_root
 from tasks.design.pool import Pool
 
@@ -59,18 +59,24 @@ class Criterion:
         """s_e = -dPhi/dw_e >= 0 of every pair slot, (P, m) float64; the pass runs in `precision`."""
         return self._squared_lengths(expansion.gradient_root, precision)
 
-    def gains_and_leverages(self, expansion: Expansion, precision: Precision) -> tuple[FloatArray, FloatArray]:
-        """s_e, and t_e = a_e' M^-1 a_e, of every pair slot, each (P, m) float64; one pass where they are the same."""
-        gains = self.gains(expansion, precision)
-        if expansion.inverse_root is expansion.gradient_root:
-            return gains, gains
-        return gains, self._squared_lengths(expansion.inverse_root, precision)
+    def gains_of(self, expansion: Expansion, pairs: IntArray) -> FloatArray:
+        """s_e of flat pair indices, (n,) float64."""
+        return self._squared_lengths_of(pairs, expansion.gradient_root)
+
+    def leverages_of(self, expansion: Expansion, pairs: IntArray) -> FloatArray:
+        """t_e = a_e' M^-1 a_e of flat pair indices, (n,) float64."""
+        return self._squared_lengths_of(pairs, expansion.inverse_root)
 
     @property
     def rough_precision(self) -> Precision:
         """Precision that steers a search well enough: single where the pool is large enough for it to pay."""
         num_prompts, num_responses = self.space.valid.shape
         return np.float32 if num_prompts * num_responses * self.space.dim >= _LARGE_POOL else np.float64
+
+    def _squared_lengths_of(self, pairs: IntArray, root: Array) -> FloatArray:
+        rows = self.space.rows(pairs, self.rough_precision)
+        found: FloatArray = self.curvature.ravel()[pairs] * squared_lengths(rows, root)
+        return found
 
     def _squared_lengths(self, root: Array, precision: Precision) -> FloatArray:
         scale = largest(root) or 1.0

@@ -48,19 +48,27 @@ class _Propose(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class _State:
-    """What every pair would add, -inf where it is chosen or not valid, and would cost to give up; (P, m) each."""
+    """What a pair would add, -inf where it is chosen, not valid or of small gain, and cost to give up; (P, m) each."""
 
     limits: Limits
     worth: FloatArray
     price: FloatArray
 
     @classmethod
-    def of(cls, problem: Problem, chosen: IntArray, expansion: Expansion) -> "_State":
-        criterion = problem.criterion
-        gains, leverages = criterion.gains_and_leverages(expansion, criterion.rough_precision)
-        worth = np.where(problem.limits.mask, expansion.worth(gains, leverages), -np.inf)
+    def of(cls, problem: Problem, chosen: IntArray, expansion: Expansion, *, size: int) -> "_State":
+        """Leverages take a pass of their own: only pairs that are chosen or of large gain get theirs."""
+        criterion, mask = problem.criterion, problem.limits.mask
+        gains = criterion.gains(expansion, criterion.rough_precision)
+        others = mask.ravel().copy()
+        others[chosen] = False
+        listed = np.concatenate([chosen, _largest(gains.ravel(), np.flatnonzero(others), count=size)])
+        leverages = criterion.leverages_of(expansion, listed)
+        worth, price = np.full(mask.shape, -np.inf), np.zeros(mask.shape)
+        found = gains.ravel()[listed]
+        price.ravel()[listed] = expansion.price(found, leverages)
+        worth.ravel()[listed] = expansion.worth(found, leverages)
         worth.ravel()[chosen] = -np.inf
-        return cls(problem.limits, worth, expansion.price(gains, leverages))
+        return cls(problem.limits, worth, price)
 
 
 def _exchange(problem: Problem, chosen: IntArray, propose: _Propose, *, lower_bound: float, effort: Effort) -> IntArray:
@@ -70,7 +78,8 @@ def _exchange(problem: Problem, chosen: IntArray, propose: _Propose, *, lower_bo
         expansion = criterion.expand(held)
         if size == 0 or effort.out_of_time or expansion.efficiency(lower_bound) >= 1 - effort.tolerance:
             break
-        state = _State.of(problem, chosen, expansion)
+        listed = problem.limits.mask.size if problem.limits.floor else 2 * _PROPOSALS_PER_PLACE * size
+        state = _State.of(problem, chosen, expansion, size=listed)
         while size >= 1:
             leaving, entering = propose(state, chosen, size=size)
             trial = held + criterion.added_information(entering) - criterion.added_information(leaving)
@@ -91,8 +100,7 @@ def _across_prompts(state: _State, chosen: IntArray, *, size: int) -> tuple[IntA
     leaving = leaving[ranks_within(prompt) < spare[prompt]][:size]
     room = limits.room(np.setdiff1d(chosen, leaving))
     others = np.flatnonzero(np.isfinite(state.worth) & (room > 0)[:, None])
-    count = min(len(others), _PROPOSALS_PER_PLACE * size)
-    best = others[np.argpartition(-state.worth.ravel()[others], count - 1)[:count]] if count else others
+    best = _largest(state.worth.ravel(), others, count=_PROPOSALS_PER_PLACE * size)
     entering = best[np.lexsort((best, -state.worth.ravel()[best]))]
     entering = entering[ranks_within(entering // width) < room[entering // width]]
     whole = len(leaving) if len(entering) >= len(leaving) else 0  # the room was made by all that leave
@@ -108,3 +116,11 @@ def _within_prompts(state: _State, chosen: IntArray, *, size: int) -> tuple[IntA
     order = np.flatnonzero(np.isfinite(net))
     order = order[np.argsort(-net[order], kind="stable")][:size]
     return (starts + held.argmin(axis=1))[order], (starts + state.worth.argmax(axis=1))[order]
+
+
+def _largest(values: FloatArray, pairs: IntArray, *, count: int) -> IntArray:
+    """Those of the pairs that have the largest values, as many as asked for, in no order."""
+    if count >= len(pairs):
+        return pairs
+    largest: IntArray = pairs[np.argpartition(-values[pairs], count)[:count]]
+    return largest

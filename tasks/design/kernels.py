@@ -26,7 +26,7 @@ from tasks.design.arrays import (
     to_numpy,
 )
 
-_ROWS_PER_CHUNK = 4096
+_NUMBERS_PER_CHUNK = 2**19
 
 
 @cache
@@ -66,7 +66,7 @@ class PairSpace:
         xp = namespace(features)
         num_prompts, num_responses = valid.shape
         means = xp.zeros_like(features[:, :1, :])
-        for part in _chunks(num_prompts, num_responses):
+        for part in _chunks(num_prompts, num_responses * features.shape[2]):
             share = to_like(valid[part] / np.maximum(valid[part].sum(axis=1, keepdims=True), 1), features)
             means[part, ...] = xp.astype(share[:, None, :] @ cast(features[part, ...], np.float64), features.dtype)
         return cls(features=features, means=means, valid=valid)
@@ -84,7 +84,7 @@ class PairSpace:
     def chunks(self, precision: Precision) -> Iterator[tuple[slice, Array]]:
         """Slices of prompts and their centred features (p, K, dim), zeros where invalid."""
         whole, wider = bool(self.valid.all()), self._wider(precision)
-        for part in _chunks(self.features.shape[0], self.features.shape[1]):
+        for part in _chunks(self.features.shape[0], self.features.shape[1] * self.dim):
             rows = cast(cast(self.features[part, ...], wider) - cast(self.means[part, ...], wider), precision)
             yield part, rows if whole else rows * to_like(self.valid[part, :, None], rows, precision)
 
@@ -137,22 +137,33 @@ class PairSpace:
     def information_of(self, pairs: IntArray, weights: FloatArray, precision: Precision = np.float64) -> Array:
         """sum_e v_e (phi_a - phi_b)(phi_a - phi_b)' over flat pair indices, (dim, dim) float64."""
         total = to_like(np.zeros((self.dim, self.dim)), self.features)
-        for part in _chunks(len(pairs), 1):
+        for part in _chunks(len(pairs), self.dim):
             rows = self.rows(pairs[part], precision)
             rows *= to_like(np.sqrt(weights[part])[:, None], rows, precision)
             total += cast(rows.T @ rows, np.float64)
         return total
 
-    def covariance(self) -> Array:
-        """Unbiased covariance of a prompt's responses, averaged over prompts that have two, (dim, dim) float64."""
-        degrees = self.valid.sum(axis=1) - 1
-        share = np.sqrt(np.where(degrees > 0, 1 / np.maximum(degrees, 1), 0.0))[:, None, None]
+    def scatter(self, shares: FloatArray) -> Array:
+        """sum_x u_x sum_y phi_c phi_c' over the valid responses, phi_c about the prompt's mean, (dim, dim) float64.
+
+        With u_x the number of its valid responses, this is the sum over all pairs of (phi_a - phi_b)(phi_a - phi_b)'.
+
+        Args:
+            shares: u_x >= 0, (P,).
+        """
+        roots = np.sqrt(shares)[:, None, None]
         total = to_like(np.zeros((self.dim, self.dim)), self.features)
         xp = namespace(total)
         for part, chunk in self.chunks(self.precision):
-            flat = xp.reshape(chunk * to_like(share[part], chunk, self.precision), (-1, self.dim))
+            flat = xp.reshape(chunk * to_like(roots[part], chunk, self.precision), (-1, self.dim))
             total += cast(flat.T @ flat, np.float64)
-        return total / max(int((degrees > 0).sum()), 1)
+        return total
+
+    def covariance(self) -> Array:
+        """Unbiased covariance of a prompt's responses, averaged over prompts that have two, (dim, dim) float64."""
+        degrees = self.valid.sum(axis=1) - 1
+        shares = np.divide(1.0, degrees, out=np.zeros(len(degrees)), where=degrees > 0)
+        return self.scatter(shares / max(int((degrees > 0).sum()), 1))
 
     def _laplacian_information(self, pair_weights: FloatArray, precision: Precision) -> Array:
         num_responses = self.features.shape[1]
@@ -182,6 +193,6 @@ def squared_lengths(rows: Array, root: Array) -> FloatArray:
     return to_numpy(xp.sum(mapped * mapped, axis=1)).astype(np.float64) * scale**2
 
 
-def _chunks(length: int, rows_each: int) -> Iterator[slice]:
-    step = max(1, _ROWS_PER_CHUNK // rows_each)
+def _chunks(length: int, numbers_each: int) -> Iterator[slice]:
+    step = max(1, _NUMBERS_PER_CHUNK // numbers_each)
     return (slice(start, min(start + step, length)) for start in range(0, length, step))
