@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tasks.design.arrays import Array, BoolArray, FloatArray, IntArray, Precision, cast, largest, namespace, to_like
-from tasks.design.kernels import PairSpace, logistic_curvature, squared_lengths
+from tasks.design.kernels import PairSpace, logistic_curvature
 from tasks.design.measures import Expansion, LogDet, Measure, Trace, inverse_root, symmetric_root
 from tasks.design.pool import Pool
 
@@ -74,8 +74,7 @@ class Criterion:
         return np.float32 if num_prompts * num_responses * self.space.dim >= _LARGE_POOL else np.float64
 
     def _squared_lengths_of(self, pairs: IntArray, root: Array) -> FloatArray:
-        rows = self.space.rows(pairs, self.rough_precision)
-        found: FloatArray = self.curvature.ravel()[pairs] * squared_lengths(rows, root)
+        found: FloatArray = self.curvature.ravel()[pairs] * self.space.scores_of(pairs, root, self.rough_precision)
         return found
 
     def _squared_lengths(self, root: Array, precision: Precision) -> FloatArray:

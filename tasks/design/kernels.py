@@ -20,6 +20,7 @@ from tasks.design.arrays import (
     Precision,
     cast,
     largest,
+    multiplier,
     namespace,
     take_rows,
     to_like,
@@ -113,15 +114,26 @@ class PairSpace:
         precision: Precision = np.float32 if root.dtype == xp.float32 else np.float64
         first, second = pair_slots(num_responses)
         diagonal = np.arange(num_responses) * (num_responses + 1)
-        scores = np.empty(curvature.shape, dtype=precision)
+        scores, multiplied = np.empty(curvature.shape, dtype=precision), multiplier(root, overwrite=True)
         for part, chunk in self.chunks(precision):
-            mapped = xp.reshape(xp.reshape(chunk, (-1, self.dim)) @ root, (chunk.shape[0], num_responses, -1))
+            mapped = xp.reshape(multiplied(xp.reshape(chunk, (-1, self.dim))), (chunk.shape[0], num_responses, -1))
             gram = to_numpy(mapped @ xp.matrix_transpose(mapped)).reshape(chunk.shape[0], -1)
             norms = gram[:, diagonal]
             scores[part] = norms[:, first] + norms[:, second] - 2 * gram[:, first * num_responses + second]
         np.maximum(scores, 0.0, out=scores)
         scores *= curvature
         return scores
+
+    def scores_of(self, pairs: IntArray, root: Array, precision: Precision) -> FloatArray:
+        """|T' (phi_a - phi_b)|^2 of flat pair indices, (n,) float64; computed in the given precision.
+
+        Args:
+            pairs: flat pair indices.
+            root: T, (dim, q) float64.
+            precision: of the pass.
+        """
+        parts = (squared_lengths(self.rows(pairs[part], precision), root) for part in _chunks(len(pairs), self.dim))
+        return np.concatenate([np.zeros(0), *parts])
 
     def information(self, pair_weights: FloatArray, precision: Precision = np.float64) -> Array:
         """sum_e v_e (phi_a - phi_b)(phi_a - phi_b)' with v = `pair_weights` (P, m), (dim, dim) float64.
@@ -189,7 +201,7 @@ def squared_lengths(rows: Array, root: Array) -> FloatArray:
     """
     xp = namespace(rows)
     scale = largest(root) or 1.0
-    mapped = rows @ xp.astype(root / scale, rows.dtype)
+    mapped = multiplier(xp.astype(root / scale, rows.dtype))(rows)
     return to_numpy(xp.sum(mapped * mapped, axis=1)).astype(np.float64) * scale**2
 
 

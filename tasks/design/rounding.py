@@ -9,7 +9,7 @@ from tasks.design.search import Design
 
 _DECIMALS = 9
 _GROWTH = 8
-_FASTER = 3
+_FASTER = 2
 _MANY = 512
 _SHORTEST_LIST = 1024
 
@@ -31,7 +31,7 @@ def order_by_gain(criterion: Criterion, chosen: IntArray) -> IntArray:
     """Order pairs so that every prefix is a good design for its size.
 
     Greedy: the pair that lowers the measure most, given those before it, comes next; once eight stand, an eighth of
-    their number at a time, and a third once they are hundreds. Each time their number has doubled all that are left
+    their number at a time, and half of it once they are hundreds. Each time their number has doubled all that are left
     are scored, in between only the best of those. Ties go by index.
 
     Args:
