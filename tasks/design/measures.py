@@ -9,7 +9,8 @@ from functools import cached_property
 from typing import Protocol
 
 import numpy as np
-from scipy.linalg import eigh, solve_triangular
+from scipy.linalg import eigh
+from scipy.linalg.lapack import dpotrf, dtrtri
 from scipy.optimize import brentq
 
 from tasks.design.arrays import Array, FloatArray, namespace, to_like, to_numpy
@@ -234,13 +235,13 @@ def symmetric_root(matrix: FloatArray) -> FloatArray:
 
 def inverse_root(held: Array, ridge: float) -> Array:
     """R with R R' = (held + ridge I)^-1, (dim, dim); factorised on the host, in float64."""
-    matrix, identity = to_numpy(held), np.eye(held.shape[0])
-    try:
-        lower = np.linalg.cholesky(matrix + ridge * identity)
-    except np.linalg.LinAlgError:  # rounding swallowed the ridge: the information is 1e16 times as large
+    matrix = to_numpy(held)
+    lower, fault = dpotrf(matrix + ridge * np.eye(len(matrix)), lower=1)
+    if fault:  # rounding swallowed the ridge: the information is 1e16 times as large
         values, vectors = eigh(matrix)
         return to_like(vectors / np.sqrt(np.maximum(values, 0.0) + ridge), held)
-    return to_like(solve_triangular(lower, identity, lower=True).T, held)
+    inverse, _ = dtrtri(lower, lower=1)
+    return to_like(inverse.T, held)
 
 
 def _pencil(root: Array, direction: Array) -> tuple[FloatArray, Array]:

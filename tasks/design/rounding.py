@@ -41,23 +41,23 @@ def order_by_gain(criterion: Criterion, chosen: IntArray) -> IntArray:
     left, ordered, held = np.sort(chosen), np.zeros(0, dtype=np.intp), criterion.prior
     while len(left):
         goal = min(2 * len(ordered) + 1, len(chosen))
-        listed = left[_by_worth(criterion, held, left)[: max(2 * goal, _SHORTEST_LIST)]]
+        listed = _by_worth(criterion, held, left)[: max(2 * goal, _SHORTEST_LIST)]
         while len(ordered) < goal:
             size = min(max(1, len(ordered) // (_GROWTH if goal < _MANY else _FASTER)), goal - len(ordered))
-            listed = np.sort(listed)
-            order = _by_worth(criterion, held, listed)
-            block, listed = listed[order[:size]], listed[order[size:]]
+            block, listed = listed[:size], np.sort(listed[size:])
             held = held + criterion.added_information(block)
             ordered = np.concatenate([ordered, block])
+            if len(ordered) < goal:
+                listed = _by_worth(criterion, held, listed)
         left = np.setdiff1d(left, ordered)
     return ordered
 
 
 def _by_worth(criterion: Criterion, held: Array, pairs: IntArray) -> IntArray:
-    """Places of the pairs by what each would add to the information held."""
+    """The pairs by what each would add to the information held, ties in the order in which they came."""
     expansion = criterion.expand(held)
     gains = leverages = criterion.leverages_of(expansion, pairs)
     if expansion.gradient_root is not expansion.inverse_root:
         gains = criterion.gains_of(expansion, pairs)
-    order: IntArray = np.argsort(-expansion.worth(gains, leverages), kind="stable")
-    return order
+    sorted_pairs: IntArray = pairs[np.argsort(-expansion.worth(gains, leverages), kind="stable")]
+    return sorted_pairs
