@@ -1,9 +1,12 @@
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy.special import expit
 
 from tasks.design.pool import Labels, Pool
+from tasks.design.posterior import laplace_posterior
 
 
 @pytest.fixture(scope="session")
@@ -48,5 +51,33 @@ def pair_vectors() -> Callable[[Pool], np.ndarray]:
                     difference = pool.features[prompt, a] - pool.features[prompt, b]
                     rows.append(both * pool.beta * np.sqrt(curvature) * difference)
         return np.array(rows)
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def labelled(make_pool: Callable[..., Pool]) -> Callable[..., Pool]:
+    """Pools with a third of their responses masked and 15 labels of a logistic model."""
+
+    def build(shape: tuple[int, int, int] = (8, 5, 3), *, seed=0, masked=True) -> Pool:
+        pool = make_pool(shape, seed=seed, masked=masked)
+        rng = np.random.default_rng(seed)
+        differences = rng.standard_normal((15, pool.dim))
+        signs = np.where(rng.random(15) < expit(2 * differences.sum(axis=1)), 1.0, -1.0)
+        return replace(pool, labels=Labels(differences=signs[:, None] * differences, margins=np.zeros(15)))
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def moments() -> Callable[[Pool], tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Mean rewards of the posterior, their deviations and every Var[z], from arrays of all pairs."""
+
+    def build(pool: Pool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        posterior = laplace_posterior(pool, ridge=1.0)
+        covariance = pool.beta**2 * posterior.inverse_root @ posterior.inverse_root.T
+        difference = pool.features[:, :, None] - pool.features[:, None]
+        variances = np.einsum("pijd,de,pije->pij", difference, covariance, difference)
+        return posterior.rewards, posterior.deviations, variances
 
     return build

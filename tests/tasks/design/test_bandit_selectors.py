@@ -14,20 +14,6 @@ SAMPLED = [Thompson(), DoubleReversedThompson(), Baits()]
 LAYERED = [*SAMPLED, *(kind() for kind in BOUNDED)]
 
 
-@pytest.fixture
-def labelled(make_pool):
-    """Pools with a third of their responses masked and 15 labels of a logistic model."""
-
-    def build(shape=(8, 5, 3), *, seed=0, masked=True):
-        pool = make_pool(shape, seed=seed, masked=masked)
-        rng = np.random.default_rng(seed)
-        differences = rng.standard_normal((15, pool.dim))
-        signs = np.where(rng.random(15) < expit(2 * differences.sum(axis=1)), 1.0, -1.0)
-        return replace(pool, labels=Labels(differences=signs[:, None] * differences, margins=np.zeros(15)))
-
-    return build
-
-
 def select(selector, pool, budget, seed=0):
     return selector(pool, budget, np.random.default_rng(seed))
 
@@ -49,15 +35,6 @@ def usable(pool):
     return np.flatnonzero(pool.pair_mask.any(axis=1)).tolist()
 
 
-def materialised(pool):
-    """Mean rewards, their deviations and every Var[z], from arrays of all pairs."""
-    posterior = laplace_posterior(pool, ridge=1.0)
-    covariance = pool.beta**2 * posterior.inverse_root @ posterior.inverse_root.T
-    difference = pool.features[:, :, None] - pool.features[:, None]
-    variances = np.einsum("pijd,de,pije->pij", difference, covariance, difference)
-    return posterior.rewards, posterior.deviations, variances
-
-
 def named_by(rule, pool, prompt, bounds):
     """The pair that a rule over bounds names in one prompt, by loops over ordered pairs."""
     lower, upper = bounds
@@ -76,9 +53,9 @@ def named_by(rule, pool, prompt, bounds):
 @pytest.mark.parametrize("rule", BOUNDED)
 @pytest.mark.parametrize("width", [0.01, 0.3, 1.0, 3.0])
 @pytest.mark.parametrize("seed", range(3))
-def test_rules_over_bounds_name_the_pair_of_the_formula(labelled, rule, width, seed):
+def test_rules_over_bounds_name_the_pair_of_the_formula(labelled, rule, width, seed, moments):
     pool = labelled(seed=seed)
-    rewards, deviations, _ = materialised(pool)
+    rewards, deviations, _ = moments(pool)
     bounds = (rewards - width * deviations, rewards + width * deviations)
     prompts = usable(pool)
     selection = select(rule(width=width), pool, len(prompts))
@@ -87,9 +64,9 @@ def test_rules_over_bounds_name_the_pair_of_the_formula(labelled, rule, width, s
         assert frozenset(pair) == named_by(rule, pool, prompt, bounds)
 
 
-def test_pairs_that_max_min_lcb_does_not_name_follow_by_their_lower_bound(labelled):
+def test_pairs_that_max_min_lcb_does_not_name_follow_by_their_lower_bound(labelled, moments):
     pool = labelled((1, 6, 3), masked=False)
-    rewards, deviations, _ = materialised(pool)
+    rewards, deviations, _ = moments(pool)
     lower, upper = rewards - deviations, rewards + deviations
     named, *rest = (frozenset(pair) for _, *pair in triples(select(MaxMinLcb(), pool, 15)))
     assert named == named_by(MaxMinLcb, pool, 0, (lower, upper))
@@ -170,9 +147,9 @@ def test_a_settled_winner_is_paired_at_random(labelled):
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_baits_sets_the_winner_of_a_draw_against_the_most_uncertain(labelled, seed):
+def test_baits_sets_the_winner_of_a_draw_against_the_most_uncertain(labelled, seed, moments):
     pool = labelled(seed=seed)
-    _, _, variances = materialised(pool)
+    _, _, variances = moments(pool)
     draw = laplace_posterior(pool, ridge=1.0).draws(1, np.random.default_rng(seed))[0]
     selection = select(Baits(), pool, pool.num_pairs, seed)
     for prompt in usable(pool):

@@ -6,7 +6,6 @@ from scipy.integrate import quad
 from scipy.special import digamma, entr, expit
 from scipy.stats import norm
 
-from tasks.design.pool import Labels
 from tasks.design.posterior import laplace_posterior
 from tasks.design.selectors.bandits import Baits, DeltaUcb, DoubleReversedThompson, Infomax, MaxMinLcb, Thompson
 from tasks.design.selectors.posteriors import Bald, BalPm, NearTie, label_information
@@ -15,20 +14,6 @@ DETERMINISTIC = [Bald(), NearTie(), DeltaUcb(width=0.7), Infomax(width=0.7), Max
 BOUNDED = [DeltaUcb, Infomax, MaxMinLcb]
 SAMPLED = [Thompson(), DoubleReversedThompson(), Baits()]
 ALL = [Bald(), NearTie(), BalPm(num_neighbours=3), *SAMPLED, *(kind() for kind in BOUNDED)]
-
-
-@pytest.fixture
-def labelled(make_pool):
-    """Pools with a third of their responses masked and 15 labels of a logistic model."""
-
-    def build(shape=(8, 5, 3), *, seed=0, masked=True):
-        pool = make_pool(shape, seed=seed, masked=masked)
-        rng = np.random.default_rng(seed)
-        differences = rng.standard_normal((15, pool.dim))
-        signs = np.where(rng.random(15) < expit(2 * differences.sum(axis=1)), 1.0, -1.0)
-        return replace(pool, labels=Labels(differences=signs[:, None] * differences, margins=np.zeros(15)))
-
-    return build
 
 
 def select(selector, pool, budget, seed=0):
@@ -52,19 +37,10 @@ def usable(pool):
     return np.flatnonzero(pool.pair_mask.any(axis=1)).tolist()
 
 
-def materialised(pool):
-    """Mean rewards, their deviations and every Var[z], from arrays of all pairs."""
-    posterior = laplace_posterior(pool, ridge=1.0)
-    covariance = pool.beta**2 * posterior.inverse_root @ posterior.inverse_root.T
-    difference = pool.features[:, :, None] - pool.features[:, None]
-    variances = np.einsum("pijd,de,pije->pij", difference, covariance, difference)
-    return posterior.rewards, posterior.deviations, variances
-
-
 @pytest.mark.parametrize("seed", range(3))
-def test_bald_takes_the_largest_variances_of_the_pool(labelled, seed):
+def test_bald_takes_the_largest_variances_of_the_pool(labelled, seed, moments):
     pool = labelled(seed=seed)
-    _, _, variances = materialised(pool)
+    _, _, variances = moments(pool)
     every = [(p, i, j) for p in usable(pool) for i in responses_of(pool, p) for j in responses_of(pool, p) if i < j]
     expected = sorted(every, key=lambda pair: -variances[pair])
     selection = select(Bald(), pool, 9)
@@ -73,9 +49,9 @@ def test_bald_takes_the_largest_variances_of_the_pool(labelled, seed):
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_near_tie_takes_the_signs_most_likely_to_be_wrong(labelled, seed):
+def test_near_tie_takes_the_signs_most_likely_to_be_wrong(labelled, seed, moments):
     pool = labelled(seed=seed)
-    rewards, _, variances = materialised(pool)
+    rewards, _, variances = moments(pool)
 
     def wrong(pair):
         prompt, i, j = pair
