@@ -75,6 +75,29 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def make_adapter(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
+    """Save a random adapter of rank 4 and alpha 8 that does change the tiny model's output."""
+
+    def make(seed: int) -> Path:
+        import torch
+        from peft import LoraConfig, get_peft_model
+        from transformers import AutoModelForCausalLM
+
+        lora = LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear", r=4, lora_alpha=8)
+        model = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_model), lora)
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for name, weights in model.named_parameters():
+                if "lora_" in name:
+                    weights.copy_(0.1 * torch.randn(weights.shape, generator=generator))
+        folder = tmp_path_factory.mktemp("adapter.with.dots")
+        model.save_pretrained(folder)
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
 def prompts_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Forty short chat prompts."""
     path = tmp_path_factory.mktemp("prompts") / "prompts.jsonl"

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cluster.models import Policy, merged_checkpoint
@@ -23,25 +23,6 @@ PROMPTS: list[list[Message]] = [
 ]
 Alone = dict[str, list[tuple[float, torch.Tensor]]]
 RESPONSES = [[70, 71, 72], [99, 2], [300], [80] * 40, [301, 55, 2]]
-
-
-@pytest.fixture(scope="module")
-def make_adapter(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
-    """Save a random adapter that does change the model's output."""
-
-    def make(seed: int) -> Path:
-        base = AutoModelForCausalLM.from_pretrained(tiny_model)
-        model = get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear", r=4))
-        generator = torch.Generator().manual_seed(seed)
-        with torch.no_grad():
-            for name, weights in model.named_parameters():
-                if "lora_" in name:
-                    weights.copy_(0.1 * torch.randn(weights.shape, generator=generator))
-        folder = tmp_path_factory.mktemp("adapter.with.dots")
-        model.save_pretrained(folder)
-        return folder
-
-    return make
 
 
 @pytest.fixture(scope="module")

@@ -12,9 +12,6 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-import torch
-from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM
 
 from cluster.engines import EngineLimits, Sampled, Sampling
 from cluster.models import Policy
@@ -83,18 +80,9 @@ class World:
 
 
 @pytest.fixture(scope="module")
-def policy(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Policy:
+def policy(tiny_model: Path, make_adapter: Callable[[int], Path]) -> Policy:
     """The tiny model with a random adapter that does change its output."""
-    lora = LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear", r=4, lora_alpha=8)
-    model = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_model), lora)
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for name, weights in model.named_parameters():
-            if "lora_" in name:
-                weights.copy_(0.1 * torch.randn(weights.shape, generator=generator))
-    folder = tmp_path_factory.mktemp("adapter")
-    model.save_pretrained(folder)
-    return Policy(digest="a" * 64, model=tiny_model, adapter=folder)
+    return Policy(digest="a" * 64, model=tiny_model, adapter=make_adapter(0))
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -45,25 +45,6 @@ def rows_of(number: int, role: str | None = "user") -> list[dict[str, Any]]:
         }
         for i in range(number)
     ]
-
-
-@pytest.fixture(scope="module")
-def make_adapter(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
-    """Save a random adapter that does change the model's output."""
-
-    def make(seed: int) -> Path:
-        base = AutoModelForCausalLM.from_pretrained(tiny_model)
-        model = get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear", **LORA))
-        generator = torch.Generator().manual_seed(seed)
-        with torch.no_grad():
-            for name, weights in model.named_parameters():
-                if "lora_" in name:
-                    weights.copy_(0.1 * torch.randn(weights.shape, generator=generator))
-        folder = tmp_path_factory.mktemp("adapter")
-        model.save_pretrained(folder)
-        return folder
-
-    return make
 
 
 @pytest.fixture(scope="module")
