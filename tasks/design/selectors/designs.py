@@ -1,6 +1,7 @@
 """Optimal designs: the pairs whose labels, taken together, leave least to be known; with a certificate."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import Literal
@@ -11,6 +12,7 @@ from tasks.design.arrays import FloatArray, IntArray, to_numpy
 from tasks.design.capped import Problem, bounded_design
 from tasks.design.criterion import Criterion, curvature_of, effective_rank, log_det_criterion, trace_criterion
 from tasks.design.exchange import exchange_pairs
+from tasks.design.fisher import fitted_fisher
 from tasks.design.limits import limits_of
 from tasks.design.pool import Pool
 from tasks.design.rounding import order_by_gain, round_design
@@ -19,6 +21,13 @@ from tasks.design.selection import Certificate, Selection, selection_of
 from tasks.design.selectors.base import Capped
 
 _SUPPORT = 1e-6
+
+Fisher = Literal["sampled", "fitted"]
+FISHERS: dict[Fisher, Callable[[Pool], FloatArray]] = {
+    "sampled": lambda pool: pool.policy_fisher,
+    "fitted": fitted_fisher,
+}
+"""Ways to have the policy Fisher information of a pool."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,13 +119,17 @@ class TraceDesign(_BoundedDesign):
     are reported to optimise a distribution over pairs and to draw from it (`sampled_trace_design`); here the design
     knows from the start that a pair is labelled once. H is the pool's `policy_fisher`; one estimated from other
     prompts aims the design at those.
+
+    Attributes:
+        fisher: "sampled" is H as the pool has it; "fitted" that of a log-linear policy fitted to the pool's log_probs.
     """
 
     kind: Literal["trace_design"] = "trace_design"
+    fisher: Fisher = "sampled"
 
     def criterion(self, pool: Pool) -> Criterion:
         """tr(H M^-1), H the policy Fisher information."""
-        return trace_criterion(pool, ridge=self.ridge, logistic=self.logistic)
+        return trace_criterion(pool, ridge=self.ridge, fisher=FISHERS[self.fisher](pool), logistic=self.logistic)
 
 
 @dataclass(frozen=True, kw_only=True)

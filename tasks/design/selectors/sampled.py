@@ -16,7 +16,7 @@ from tasks.design.sampling import draw, inclusion_probabilities, weighted_order
 from tasks.design.search import Design
 from tasks.design.selection import Selection, selection_of
 from tasks.design.selectors.base import Capped, Need
-from tasks.design.selectors.designs import Searching
+from tasks.design.selectors.designs import FISHERS, Fisher, Searching
 from tasks.design.simplex import simplex_design
 
 
@@ -164,14 +164,17 @@ class SampledTraceDesign(_SimplexSampled):
         max_passes: times that all pairs are scored for it.
         max_seconds: wall time after which its search stops; None: no limit.
         logistic: weigh each pair by sigma'(z), the information of a label about its margin.
+        fisher: "sampled" is H as the pool has it; "fitted" that of a log-linear policy fitted to the pool's log_probs,
+            as they are reported to do.
     """
 
     kind: Literal["sampled_trace_design"] = "sampled_trace_design"
     logistic: bool = False
+    fisher: Fisher = "sampled"
 
     def criterion(self, pool: Pool) -> Criterion:
         """tr(H M^-1), H the policy Fisher information."""
-        return trace_criterion(pool, ridge=self.ridge, logistic=self.logistic)
+        return trace_criterion(pool, ridge=self.ridge, fisher=FISHERS[self.fisher](pool), logistic=self.logistic)
 
 
 @dataclass(frozen=True, kw_only=True)
