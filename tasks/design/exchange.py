@@ -20,8 +20,8 @@ _LEAST_GAIN = 1e-4
 _PROPOSALS_PER_PLACE = 8
 
 
-def exchange_pairs(problem: Problem, chosen: IntArray, *, lower_bound: float, effort: Effort) -> IntArray:
-    """Exchange pairs while that lowers the objective by 1 part in 10,000 and a bound leaves room to gain.
+def exchange_pairs(problem: Problem, chosen: IntArray, *, goal: float, effort: Effort) -> IntArray:
+    """Exchange pairs while that lowers the objective by 1 part in 10,000, up to a goal.
 
     A round scores every pair once: chosen e leaves at its price, another enters for its worth. The cheapest leave for
     the best, an eighth of the budget at once; the block is halved until the objective, computed exactly, falls. With a
@@ -30,13 +30,13 @@ def exchange_pairs(problem: Problem, chosen: IntArray, *, lower_bound: float, ef
     Args:
         problem: criterion and limits.
         chosen: flat pair indices, within the limits.
-        lower_bound: bound of the objective; a selection that comes within the tolerance of it is good enough.
+        goal: objective, such as that of the relaxed design; a selection within the tolerance of it is good enough.
         effort: its tolerance and seconds count.
     """
     if problem.limits.costs is not None:
         return chosen
     for propose in (_across_prompts, _within_prompts) if problem.limits.floor else (_across_prompts,):
-        chosen = _exchange(problem, chosen, propose, lower_bound=lower_bound, effort=effort)
+        chosen = _exchange(problem, chosen, propose, goal=goal, effort=effort)
     return chosen
 
 
@@ -71,12 +71,12 @@ class _State:
         return cls(problem.limits, worth, price)
 
 
-def _exchange(problem: Problem, chosen: IntArray, propose: _Propose, *, lower_bound: float, effort: Effort) -> IntArray:
+def _exchange(problem: Problem, chosen: IntArray, propose: _Propose, *, goal: float, effort: Effort) -> IntArray:
     criterion, size = problem.criterion, max(1, len(chosen) // 8)
     held = criterion.prior + criterion.added_information(chosen)
     for _ in range(_MAX_ROUNDS):
         expansion = criterion.expand(held)
-        if size == 0 or effort.out_of_time or expansion.efficiency(lower_bound) >= 1 - effort.tolerance:
+        if size == 0 or effort.out_of_time or expansion.efficiency(goal) >= 1 - effort.tolerance:
             break
         listed = problem.limits.mask.size if problem.limits.floor else 2 * _PROPOSALS_PER_PLACE * size
         state = _State.of(problem, chosen, expansion, size=listed)

@@ -104,7 +104,7 @@ class _BoundedDesign(Searching):
         problem = Problem(self.criterion(pool), limits)
         design = bounded_design(problem, effort)
         rounded = round_design(design, problem)
-        chosen = exchange_pairs(problem, rounded, lower_bound=design.lower_bound, effort=effort)
+        chosen = exchange_pairs(problem, rounded, goal=design.objective, effort=effort)
         ordered = order_by_gain(problem.criterion, chosen)
         certificate = certify(problem.criterion, design, chosen=ordered, begun=effort.begun)
         selection = selection_of(pool, ordered, scores=design.scores, notes=self.unfinished(design))

@@ -22,8 +22,8 @@ def problem_of(pool, budget, cap=None, *, floor=0, criterion_of=trace_criterion)
     return Problem(criterion_of(pool, ridge=1e-3), limits_of(pool, budget, cap=cap, floor=floor))
 
 
-def exchanged(problem, chosen, lower_bound=-np.inf):
-    return exchange_pairs(problem, chosen, lower_bound=lower_bound, effort=Effort())
+def exchanged(problem, chosen, goal=-np.inf):
+    return exchange_pairs(problem, chosen, goal=goal, effort=Effort())
 
 
 @pytest.mark.parametrize(("cap", "floor"), [(None, 0), (1, 0), (2, 0), (4, 0), (2, 1)])
@@ -51,7 +51,7 @@ def test_exchanges_never_undo_the_rounded_design(make_pool, criterion_of):
         assert design.lower_bound <= objective(problem, polished) <= objective(problem, rounded)
 
 
-def test_a_selection_that_meets_the_bound_is_left_alone(make_pool):
+def test_a_selection_that_meets_the_goal_is_left_alone(make_pool):
     problem = problem_of(make_pool(), 9)
     drawn = np.arange(9)
     assert exchanged(problem, drawn, objective(problem, drawn)) is drawn
@@ -59,7 +59,7 @@ def test_a_selection_that_meets_the_bound_is_left_alone(make_pool):
 
 def test_without_time_nothing_is_exchanged(make_pool):
     problem, drawn = problem_of(make_pool(), 9), np.arange(9)
-    assert exchange_pairs(problem, drawn, lower_bound=-np.inf, effort=Effort(max_seconds=0.0)) is drawn
+    assert exchange_pairs(problem, drawn, goal=-np.inf, effort=Effort(max_seconds=0.0)) is drawn
 
 
 @pytest.mark.parametrize("criterion_of", [trace_criterion, log_det_criterion])
