@@ -1,7 +1,9 @@
 """Arrays of any library that keeps the array API standard, and the way from them to numpy and back.
 
 Features may live on an accelerator. Everything of the size of the features or of a dim x dim matrix is then computed
-there; what has one number a pair, and every decision, is numpy.
+there; what has one number a pair, and every decision, is numpy. On the host all large products and factorisations go
+through scipy's BLAS and LAPACK: numpy brings a copy of its own, and the idle threads of one spin while the other works,
+which takes twice the time.
 """
 
 from collections.abc import Callable
@@ -10,7 +12,7 @@ from typing import Any, TypeAlias
 import array_api_compat
 import numpy as np
 import numpy.typing as npt
-from scipy.linalg import get_blas_funcs
+from scipy.linalg import eigh, get_blas_funcs
 
 Array: TypeAlias = Any
 """An array of numpy, torch, cupy or another library of the standard."""
@@ -65,12 +67,42 @@ def largest(array: Array) -> float:
     return 0.0 if 0 in array.shape else float(xp.max(xp.abs(array)))
 
 
+def product(left: Array, right: Array) -> Array:
+    """left @ right of two matrices."""
+    if not isinstance(left, np.ndarray) or 0 in left.shape + right.shape:
+        return left @ right
+    (a, flip_a), (b, flip_b) = _for_blas(right), _for_blas(left)
+    return get_blas_funcs("gemm", (a, b))(1.0, a, b, trans_a=flip_a, trans_b=flip_b).T
+
+
+def gram(rows: Array) -> Array:
+    """rows' rows of a matrix (n, dim), symmetric to the last digit."""
+    if not isinstance(rows, np.ndarray) or 0 in rows.shape:
+        return rows.T @ rows
+    half = get_blas_funcs("syrk", (rows,))(1.0, rows.T)
+    return half + np.triu(half, 1).T
+
+
 def multiplier(matrix: Array, *, overwrite: bool = False) -> Callable[[Array], Array]:
     """A function from rows (n, dim) to rows @ matrix, which may overwrite the rows where that is allowed.
 
     An upper triangular matrix on the host is multiplied in half the time.
     """
     if not isinstance(matrix, np.ndarray) or matrix.shape[0] != matrix.shape[1] or np.tril(matrix, -1).any():
-        return lambda rows: rows @ matrix
+        return lambda rows: product(rows, matrix)
     multiply, transposed = get_blas_funcs("trmm", (matrix,)), np.asfortranarray(matrix.T)
     return lambda rows: multiply(1.0, transposed, rows.T, side=0, lower=1, overwrite_b=overwrite).T
+
+
+def spectrum(symmetric: Array) -> tuple[FloatArray, Array]:
+    """Eigenvalues, rising, on the host (dim,), and eigenvectors as columns (dim, dim)."""
+    if isinstance(symmetric, np.ndarray):
+        values, vectors = eigh(symmetric, driver="evd", check_finite=False)
+        return values, vectors
+    values, vectors = namespace(symmetric).linalg.eigh(symmetric)
+    return to_numpy(values), vectors
+
+
+def _for_blas(matrix: FloatArray) -> tuple[FloatArray, bool]:
+    """The transpose of a matrix as BLAS takes it without a copy: an array by columns, and whether to flip it."""
+    return (matrix.T, False) if matrix.flags.c_contiguous else (np.asfortranarray(matrix), True)

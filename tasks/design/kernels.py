@@ -19,9 +19,11 @@ from tasks.design.arrays import (
     IntArray,
     Precision,
     cast,
+    gram,
     largest,
     multiplier,
     namespace,
+    product,
     take_rows,
     to_like,
     to_numpy,
@@ -152,7 +154,7 @@ class PairSpace:
         for part in _chunks(len(pairs), self.dim):
             rows = self.rows(pairs[part], precision)
             rows *= to_like(np.sqrt(weights[part])[:, None], rows, precision)
-            total += cast(rows.T @ rows, np.float64)
+            total += cast(gram(rows), np.float64)
         return total
 
     def scatter(self, shares: FloatArray) -> Array:
@@ -168,7 +170,7 @@ class PairSpace:
         xp = namespace(total)
         for part, chunk in self.chunks(self.precision):
             flat = xp.reshape(chunk * to_like(roots[part], chunk, self.precision), (-1, self.dim))
-            total += cast(flat.T @ flat, np.float64)
+            total += cast(gram(flat), np.float64)
         return total
 
     def covariance(self) -> Array:
@@ -188,7 +190,7 @@ class PairSpace:
             laplacian[:, first, second] = laplacian[:, second, first] = -pair_weights[part]
             laplacian[:, diagonal, diagonal] = -laplacian.sum(axis=2)
             spread = xp.reshape(to_like(laplacian, chunk, precision) @ chunk, (-1, self.dim))
-            total += cast(xp.reshape(chunk, (-1, self.dim)).T @ spread, np.float64)
+            total += cast(product(xp.reshape(chunk, (-1, self.dim)).T, spread), np.float64)
         return (total + total.T) / 2
 
 

@@ -13,7 +13,7 @@ from scipy.linalg import eigh
 from scipy.linalg.lapack import dpotrf, dtrtri
 from scipy.optimize import brentq
 
-from tasks.design.arrays import Array, FloatArray, namespace, to_like, to_numpy
+from tasks.design.arrays import Array, FloatArray, namespace, product, spectrum, to_like, to_numpy
 
 
 class Expansion(Protocol):
@@ -91,12 +91,12 @@ class Trace:
 
     def expand(self, inverse_root: Array) -> "TraceExpansion":
         """The trace around M."""
-        whitened = inverse_root.T @ self.root
+        whitened = product(inverse_root.T, self.root)
         xp = namespace(whitened)
         return TraceExpansion(
             objective=float(xp.sum(whitened * whitened)),
             inverse_root=inverse_root,
-            gradient_root=inverse_root @ whitened,
+            gradient_root=product(inverse_root, whitened),
             whitened=whitened,
         )
 
@@ -117,12 +117,12 @@ class TraceExpansion:
 
     def curve(self, direction: Array) -> Array:
         """R' D M^-1 H^(1/2), (dim, rank)."""
-        return self.inverse_root.T @ (direction @ self.gradient_root)
+        return product(self.inverse_root.T, product(direction, self.gradient_root))
 
     def best_step(self, direction: Array) -> float:
         """With R' D R = U diag(v) U' the trace is sum_i z_i / (1 + t v_i), z_i = |row i of U' R' H^(1/2)|^2."""
         values, vectors = _pencil(self.inverse_root, direction)
-        turned = vectors.T @ self.whitened
+        turned = product(vectors.T, self.whitened)
         mass = to_numpy(namespace(turned).sum(turned * turned, axis=1))
         return _root_of_slope(lambda step: -float((mass * values / np.square(1 + step * values)).sum()))
 
@@ -188,7 +188,7 @@ class LogDetExpansion:
 
     def curve(self, direction: Array) -> Array:
         """R' D R, (dim, dim)."""
-        return self.inverse_root.T @ (direction @ self.inverse_root)
+        return product(self.inverse_root.T, product(direction, self.inverse_root))
 
     def best_step(self, direction: Array) -> float:
         """With R' D R = U diag(v) U' the log determinant grows by sum_i log(1 + t v_i)."""
@@ -245,9 +245,9 @@ def inverse_root(held: Array, ridge: float) -> Array:
 
 
 def _pencil(root: Array, direction: Array) -> tuple[FloatArray, Array]:
-    turned = root.T @ (direction @ root)
-    values, vectors = namespace(turned).linalg.eigh((turned + turned.T) / 2)
-    return np.maximum(to_numpy(values), -1 + 1e-12), vectors
+    turned = product(root.T, product(direction, root))
+    values, vectors = spectrum((turned + turned.T) / 2)
+    return np.maximum(values, -1 + 1e-12), vectors
 
 
 def _root_of_slope(slope: "_Slope") -> float:

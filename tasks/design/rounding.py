@@ -8,7 +8,7 @@ from tasks.design.criterion import Criterion
 from tasks.design.search import Design
 
 _DECIMALS = 9
-_GROWTH = 8
+_GROWTH = 4
 _FASTER = 2
 _MANY = 512
 _SHORTEST_LIST = 1024
@@ -30,7 +30,7 @@ def round_design(design: Design, problem: Problem) -> IntArray:
 def order_by_gain(criterion: Criterion, chosen: IntArray) -> IntArray:
     """Order pairs so that every prefix is a good design for its size.
 
-    Greedy: the pair that lowers the measure most, given those before it, comes next; once eight stand, an eighth of
+    Greedy: the pair that lowers the measure most, given those before it, comes next; once eight stand, a quarter of
     their number at a time, and half of it once they are hundreds. Each time their number has doubled all that are left
     are scored, in between only the best of those. Ties go by index.
 

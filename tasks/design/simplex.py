@@ -12,7 +12,7 @@ from logging import getLogger
 
 import numpy as np
 
-from tasks.design.arrays import Array, FloatArray, IntArray, Precision, to_like
+from tasks.design.arrays import Array, FloatArray, IntArray, Precision, gram, to_like
 from tasks.design.criterion import Criterion
 from tasks.design.kernels import squared_lengths
 from tasks.design.measures import Expansion
@@ -156,7 +156,7 @@ class _Columns:
 
     def at(self, weights: FloatArray) -> _Point:
         weighted = self.rows * to_like(np.sqrt(weights)[:, None], self.rows)
-        expansion = self.criterion.expand(self.criterion.prior + weighted.T @ weighted)
+        expansion = self.criterion.expand(self.criterion.prior + gram(weighted))
         return _Point(weights, expansion, squared_lengths(self.rows, expansion.gradient_root))
 
     def after(self, point: _Point) -> FloatArray:
