@@ -38,17 +38,17 @@ def pass_speed(repeats: int, *, shape: tuple[int, int, int], double: float, sing
         said = f"pairs formed, float64: {theirs}"
         yield Finding(workload=work, ours=str(ours), peer=said, number=theirs.seconds / ours.seconds, low=least)
         yield _error_of(ours.value, exact)
-    target = trace_criterion(pool, ridge=1e-3).expand(5000 * pool_information(pool)).gradient_root
+    target = _dense_root(pool)
     exact = scores_of(rows, target).reshape(curvature.shape)
     yield _error_of(narrow.space.scores(curvature, target.astype(np.float32)), exact, "under tr(H M^-1), float32")
 
 
 def pass_throughput(repeats: int) -> Iterator[Finding]:
-    """Operations a second of the pass over those of a product of the same shape."""
+    """Operations a second of the pass over those of a product of the same shape; the root is dense, as for a trace."""
     for precision in (np.float64, np.float32):
         pool = make_pool(MANY_PROMPTS, precision)
         prompts, responses, dim = MANY_PROMPTS
-        curvature, root = curvature_of(pool), _uniform_root(pool).astype(precision)
+        curvature, root = curvature_of(pool), _dense_root(pool).astype(precision)
         flat = pool.features.reshape(-1, dim)
         product = np.empty_like(flat)
         gemm, ours = take_turns(
@@ -119,6 +119,10 @@ def _warm_up(selector: DDesign | TraceDesign) -> None:
 
 def _uniform_root(pool: Pool) -> Any:
     return inverse_root(5000 * pool_information(pool), 1e-3)
+
+
+def _dense_root(pool: Pool) -> Any:
+    return trace_criterion(pool, ridge=1e-3).expand(5000 * pool_information(pool)).gradient_root
 
 
 def _peak_of(work: Callable[[], Any]) -> int:
