@@ -39,7 +39,7 @@ def test_the_selector_of_the_readme_selects() -> None:
     pool = Pool(features=features, valid=np.ones((2, 3), dtype=bool), rewards=np.zeros((2, 3)), beta=0.1)
     selection = names["LongestDifference"]()(pool, 2, np.random.default_rng(0))
     np.testing.assert_allclose(selection.scores, [5.0, 4.0])
-    assert names["LongestDifference"] in typing.get_args(names["AnySelector"])
+    assert names["LongestDifference"] in typing.get_args(names["PlainSelector"])
 
 
 def test_the_table_of_the_readme_names_every_selector() -> None:
