@@ -70,10 +70,11 @@ class MissingPeerError(Exception):
 
 @dataclass(frozen=True)
 class Timed:
-    """How long a side took, and what it gave."""
+    """How long a side took in the middle and at least, and what it gave."""
 
     seconds: float
     value: Any
+    least: float
 
     def __str__(self) -> str:
         return f"{self.seconds:.3g} s"
@@ -92,20 +93,22 @@ def peer(name: str) -> ModuleType:
 
 
 def take_turns(
-    *sides: Callable[[], Any], repeats: int, clock: Callable[[], float] = time.process_time
+    *sides: Callable[[], Any], repeats: int, clock: Callable[[], float] = time.process_time, slow: float = SLOW
 ) -> tuple[Timed, ...]:
-    """Median time and last value of every side; the sides take turns, a slow one runs once."""
+    """Times and last value of every side; the sides take turns, one that takes longer than `slow` seconds runs once."""
     seconds: list[list[float]] = [[] for _ in sides]
     values: list[Any] = [None] * len(sides)
     for _ in range(repeats):
         for number, side in enumerate(sides):
-            if not seconds[number] or seconds[number][-1] < SLOW:
+            if not seconds[number] or seconds[number][-1] < slow:
                 values[number] = None
                 gc.collect()
                 begun = clock()
                 values[number] = side()
                 seconds[number].append(clock() - begun)
-    return tuple(Timed(statistics.median(times), value) for times, value in zip(seconds, values, strict=True))
+    return tuple(
+        Timed(statistics.median(times), value, min(times)) for times, value in zip(seconds, values, strict=True)
+    )
 
 
 def resident() -> int:
