@@ -17,6 +17,7 @@ class Labels:
         differences: g = phi_chosen - phi_rejected, (n, dim).
         margins: implicit reward of the chosen response minus that of the rejected one under the present policy,
             nats, (n,).
+        score_gaps: proxy score of the chosen response minus that of the rejected one, (n,); None: no proxy.
 
     Raises:
         ValueError: the shapes disagree, or an entry is NaN or infinite.
@@ -24,12 +25,19 @@ class Labels:
 
     differences: FloatArray
     margins: FloatArray
+    score_gaps: FloatArray | None = None
 
     def __post_init__(self) -> None:
         if self.differences.ndim != 2 or self.margins.shape != self.differences.shape[:1]:
             found = f"{self.differences.shape} and {self.margins.shape}"
             raise ValueError(f"labels have differences and margins of shapes {found}: pass (n, dim) and (n,)")
-        for name, array in (("differences", self.differences), ("margins", self.margins)):
+        if self.score_gaps is not None and self.score_gaps.shape != self.margins.shape:
+            found = f"{self.score_gaps.shape} and {self.margins.shape}"
+            raise ValueError(f"labels have score_gaps and margins of shapes {found}: pass (n,) twice")
+        named = {"differences": self.differences, "margins": self.margins, "score_gaps": self.score_gaps}
+        for name, array in named.items():
+            if array is None:
+                continue
             finite = np.isfinite(array)
             if not finite.all():
                 place = tuple(int(i) for i in np.argwhere(~finite)[0])
@@ -60,6 +68,7 @@ class Pool:
             estimated from other prompts aims the design at those.
         scores: scores of a proxy for the labeller, (P, K).
         log_probs: log pi(y|x) under the present policy, nats, (P, K).
+        lengths: tokens of the responses, (P, K): what a proxy may turn out to measure.
         offered: pairs that may be chosen, (P, m); None: all of valid responses. Labelled pairs are taken out here.
         costs: price of each pair's label in units of the budget, (P, m); None: 1 each.
 
@@ -77,6 +86,7 @@ class Pool:
     fisher: FloatArray | None = None
     scores: FloatArray | None = None
     log_probs: FloatArray | None = None
+    lengths: FloatArray | None = None
     offered: BoolArray | None = None
     costs: FloatArray | None = None
 
@@ -96,7 +106,12 @@ class Pool:
         responses = tuple(self.features.shape[:2])
         _require_shape("valid", self.valid, responses)
         _require_finite("features", self.features)
-        named = {"rewards": self.rewards, "scores": self.scores, "log_probs": self.log_probs}
+        named = {
+            "rewards": self.rewards,
+            "scores": self.scores,
+            "log_probs": self.log_probs,
+            "lengths": self.lengths,
+        }
         for name, array in named.items():
             if array is not None:
                 _require_shape(name, array, responses)

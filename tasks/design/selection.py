@@ -46,6 +46,7 @@ class Selection:
         second: index of the other.
         weights: weight in the relaxed design; None where the selector has no design.
         inclusion_probabilities: chance of the pair to be chosen; None where it is undefined or unknown.
+        loss_weights: weight of the pair's label in the loss of training; None: 1 each.
         scores: the selector's own score of the pair.
         certificate: what is proven about the selection.
         notes: what a reader of the result has to know, such as a fallback or a limit that was hit.
@@ -56,6 +57,7 @@ class Selection:
     second: IntArray
     weights: FloatArray | None = None
     inclusion_probabilities: FloatArray | None = None
+    loss_weights: FloatArray | None = None
     scores: FloatArray | None = None
     certificate: Certificate | None = None
     notes: tuple[str, ...] = ()
