@@ -138,14 +138,14 @@ def base_policy(checkpoint: AnyCheckpoint, cache: Path) -> Policy:
     return Policy(digest=digest_of_folder(folder), model=folder)
 
 
-def checked_folder(folder: Path) -> Path:
-    """The folder itself.
+def checked_folder(folder: Path, *, setting: str = "model.path") -> Path:
+    """The folder itself; `setting` is where its path was given.
 
     Raises:
         InputError: it is missing, or lacks a config or weights.
     """
     if not folder.is_dir():
-        raise InputError(f"model folder {folder} does not exist: check model.path")
+        raise InputError(f"model folder {folder} does not exist: check {setting}")
     if not (folder / "config.json").is_file():
         raise InputError(f"model folder {folder} has no config.json: is it a Hugging Face checkpoint?")
     if not any(file for pattern in WEIGHTS for file in folder.glob(pattern)):

@@ -15,6 +15,7 @@ from flows.config import RoundConfig
 from flows.history import History, history, keep_config
 from flows.report import round_of
 from tasks.prompts import check_prompts
+from tasks.proxies import check_proxy
 from tasks.stages import RoundContext
 
 EXPERIMENT = "pairwright"
@@ -24,9 +25,10 @@ def check_round(config: RoundConfig, settings: Settings) -> None:
     """Look at all that a round needs, before anything expensive.
 
     Raises:
-        InputError: prompts, model, engine, store, MLflow or Prefect can't serve it.
+        InputError: prompts, proxy, model, engine, store, MLflow or Prefect can't serve it.
     """
     check_prompts(config.prompts)
+    check_proxy(config.features.proxy)
     check_engine(settings.engine)
     Store(settings.store).check_writable()
     reachable(settings.tracking, timeout=settings.connect_timeout)

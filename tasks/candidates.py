@@ -8,11 +8,12 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from cluster.errors import InputError
 from tasks.design.arrays import BoolArray, FloatArray, IntArray
 from tasks.design.kernels import pair_slots
 from tasks.design.pool import Labels, Pool
 from tasks.design.preprocess import Projection, fit_projection
-from tasks.tables import PREFERENCES, RESPONSES, PastRound, Table, latest, read, read_features
+from tasks.tables import PREFERENCES, PROXY_SCORE, RESPONSES, PastRound, Table, latest, read, read_features
 
 LabelFeatures = Literal["current", "stored"]
 
@@ -111,6 +112,9 @@ def candidates(offer: Offer, reading: Reading) -> tuple[Pool, Grid]:
 
     Pairs that any earlier round labelled are not offered. The policy Fisher information is that of this round's
     responses alone, for those offered again were written by other policies.
+
+    Raises:
+        InputError: the proxy scored some of the valid responses and left out others.
     """
     scored, staleness, recalled = _offered(offer, reading.offer_rounds)
     grid = Grid.of(scored, staleness)
@@ -127,6 +131,7 @@ def candidates(offer: Offer, reading: Reading) -> tuple[Pool, Grid]:
         fisher=_fisher(features, valid, grid.staleness),
         scores=_scores(scored, grid),
         log_probs=grid.fill(scored.column("logp_policy").to_numpy(), 0.0),
+        lengths=grid.fill(scored.column("num_tokens").to_numpy().astype(np.float64), 0.0),
         offered=grid.without(_labelled(offer.past)),
     )
     return pool, grid
@@ -161,10 +166,17 @@ def _rewards(scored: pa.Table, beta: float) -> FloatArray:
 
 
 def _scores(scored: pa.Table, grid: Grid) -> FloatArray | None:
-    """Proxy scores, (P, K); None where a valid response has none."""
-    if scored.filter(scored.column("valid")).column("proxy_score").null_count:
+    """Proxy scores, (P, K); None where no valid response has one."""
+    valid = scored.filter(scored.column("valid")).column(PROXY_SCORE)
+    if valid.null_count == len(valid):
         return None
-    scores: FloatArray = grid.fill(scored.column("proxy_score").fill_null(0.0).to_numpy(), 0.0)
+    if valid.null_count:
+        raise InputError(
+            f"{valid.null_count} of {len(valid)} valid responses have no proxy score, expected all or none: "
+            "were their features written with another features.proxy? Remove those tables and let their stages run "
+            "again, or set features.proxy to null"
+        )
+    scores: FloatArray = grid.fill(scored.column(PROXY_SCORE).fill_null(0.0).to_numpy(), 0.0)
     return scores
 
 
@@ -189,8 +201,12 @@ def _labels(offer: Offer, recalled: pa.Table, projection: Projection, reading: R
     current = reading.labels == "current"
     sources = [(offer.past, recalled)] if current else [([one], _stored(one)) for one in offer.past]
     held = [_held(past, scored, projection, reading.beta) for past, scored in sources]
-    differences, margins = (np.concatenate(parts) for parts in zip(*held, strict=True))
-    return Labels(differences=differences, margins=margins)
+    gaps = [one.score_gaps for one in held if one.score_gaps is not None]
+    return Labels(
+        differences=np.concatenate([one.differences for one in held]),
+        margins=np.concatenate([one.margins for one in held]),
+        score_gaps=np.concatenate(gaps) if len(gaps) == len(held) else None,
+    )
 
 
 def _stored(one: PastRound) -> pa.Table:
@@ -198,12 +214,21 @@ def _stored(one: PastRound) -> pa.Table:
     return pa.concat_tables([table for table in tables if table.num_rows])
 
 
-def _held(
-    past: Sequence[PastRound], scored: pa.Table, projection: Projection, beta: float
-) -> tuple[FloatArray, FloatArray]:
-    """Differences (n, dim) and margins (n,) of the labels of some rounds, with the scores of this table."""
+def _held(past: Sequence[PastRound], scored: pa.Table, projection: Projection, beta: float) -> Labels:
+    """The labels of some rounds, with the scores of this table."""
     row_of = {response: row for row, response in enumerate(scored.column("response_id").to_pylist())}
     ends = zip(*_labelled(past), strict=True)
     chosen, rejected = (scored.take([row_of[name] for name in names]) for names in ends)
-    differences = projection(_vectors(chosen)) - projection(_vectors(rejected))
-    return differences, _rewards(chosen, beta) - _rewards(rejected, beta)
+    return Labels(
+        differences=projection(_vectors(chosen)) - projection(_vectors(rejected)),
+        margins=_rewards(chosen, beta) - _rewards(rejected, beta),
+        score_gaps=_gaps(chosen.column(PROXY_SCORE), rejected.column(PROXY_SCORE)),
+    )
+
+
+def _gaps(chosen: pa.ChunkedArray, rejected: pa.ChunkedArray) -> FloatArray | None:
+    """Proxy scores of the chosen responses minus those of the rejected, (n,); None where one is missing."""
+    if chosen.null_count or rejected.null_count:
+        return None
+    gaps: FloatArray = chosen.to_numpy() - rejected.to_numpy()
+    return gaps

@@ -19,6 +19,7 @@ from trl import DPOConfig, DPOTrainer
 
 from cluster.rendering import is_chat
 from tasks.tables import PREFERENCES, read
+from tasks.weighted_dpo import WEIGHT, WeightCollator, WeightedDPOTrainer, weights_of
 
 COMPLETE = "complete"
 """Marker in a checkpoint's folder that was written whole: a kill in mid-write leaves a folder without it."""
@@ -50,7 +51,7 @@ def train(plan: Plan, num_workers: int, log: Log) -> dict[str, float]:
 
     A run that finds whole checkpoints continues from the last of them.
     """
-    trainer = _trainer(plan, num_workers, log)
+    trainer = trainer_of(plan, num_workers, log)
     before = _likelihoods(trainer, "before")
     trainer.train(resume_from_checkpoint=last_checkpoint(plan.checkpoints))
     after = _likelihoods(trainer, "after")
@@ -66,9 +67,13 @@ def last_checkpoint(folder: Path) -> str | None:
 
 
 def dataset(preferences: tuple[Path, ...]) -> Dataset:
-    """Labels in TRL's explicit-prompt form: conversations where the prompts are, else plain text."""
+    """Labels in TRL's explicit-prompt form: conversations where the prompts are, else plain text.
+
+    They have a column of weights where these differ.
+    """
     rows = pa.concat_tables([read(path, PREFERENCES) for path in preferences]).to_pylist()
-    return Dataset.from_list([_example(row) for row in rows])
+    examples, weights = Dataset.from_list([_example(row) for row in rows]), weights_of(rows)
+    return examples if weights is None else examples.add_column(WEIGHT, weights)
 
 
 def _example(row: dict[str, Any]) -> dict[str, Any]:
@@ -78,14 +83,16 @@ def _example(row: dict[str, Any]) -> dict[str, Any]:
     return {"prompt": row["messages"], **answers}
 
 
-def _trainer(plan: Plan, num_workers: int, log: Log) -> DPOTrainer:
+def trainer_of(plan: Plan, num_workers: int, log: Log) -> DPOTrainer:
+    """The trainer of a plan, with its start and its reference in place: TRL's own, but for labels of unlike weights."""
     if not plan.use_gpu:
         torch.set_num_threads(os.cpu_count() or 1)
     tokenizer = AutoTokenizer.from_pretrained(plan.model, local_files_only=True)
     dtype = "auto" if plan.use_gpu else torch.float32
     model = AutoModelForCausalLM.from_pretrained(plan.model, dtype=dtype, local_files_only=True)
     examples = dataset(plan.preferences)
-    trainer = DPOTrainer(
+    weighted = WEIGHT in examples.column_names
+    trainer = (WeightedDPOTrainer if weighted else DPOTrainer)(
         model,
         args=_arguments(plan, num_workers),
         train_dataset=examples,
@@ -94,6 +101,8 @@ def _trainer(plan: Plan, num_workers: int, log: Log) -> DPOTrainer:
         peft_config=LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear", **plan.lora),
         callbacks=[_Checkpoints(), _Metrics(log)],
     )
+    if weighted:
+        trainer.data_collator = WeightCollator(trainer.data_collator)
     _place_adapters(trainer.accelerator.unwrap_model(trainer.model), plan)
     return trainer
 

@@ -8,21 +8,21 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 from cluster.models import Contrast
 from cluster.scorers import Pooling, Scoring
 from cluster.storage import StageKey
-from tasks.labellers.rewards import AnyReward
 from tasks.progress import progress
+from tasks.proxies import AnyProxy, identity_of
 from tasks.scoring import ScoringJob, score
 from tasks.stages import Publish, RoundContext, run_stage, stage_task
 from tasks.tables import Table
 
 
 class FeaturesConfig(BaseModel):
-    """Which vector stands for a response, and which cheap reward stands in for the labeller."""
+    """Which vector stands for a response, and what stands in for the labeller."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     pooling: Pooling = Field("last", description="final-layer state of the last response token, or the mean over them")
-    proxy: Annotated[AnyReward, Field(discriminator="kind")] | None = Field(
-        None, description="reward that scores every response, for the selectors that need scores"
+    proxy: Annotated[AnyProxy, Field(discriminator="kind")] | None = Field(
+        None, description="what scores every response, for the selectors that need scores"
     )
     batch_size: PositiveInt = Field(16, description="responses scored together")
 
@@ -43,6 +43,6 @@ def compute_features(
             seconds = score(job, policy.model, here.settings.torch, report)
         return {"model_seconds": seconds}
 
-    facts = config.model_dump(include={"pooling", "proxy"})
+    facts = {"pooling": config.pooling, "proxy": identity_of(config.proxy)}
     key = StageKey("features", facts, [responses.digest, policy.digest, reference.digest])
     return run_stage(key, work, here, publish=Publish(name))

@@ -94,4 +94,5 @@ def _row(
         "swapped": label.swapped,
         "probability": probability if probability is None or a_won else 1 - probability,
         "labeller": config.labeller.identity,
+        "weight": pair["loss_weight"],
     }

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt
 from cluster.settings import Settings
 from cluster.storage import StageKey, digest_of
 from tasks.candidates import Grid, LabelFeatures, Offer, Reading, candidates
+from tasks.design.arrays import FloatArray
 from tasks.design.pool import Pool
 from tasks.design.selection import Selection
 from tasks.design.selectors import AnySelector
@@ -56,6 +57,7 @@ def select_pairs(offer: Offer, config: SelectionConfig, beta: float, here: Round
 
     Raises:
         ValueError: the budget exceeds the pairs that are offered, or the selector lacks what it needs.
+        ValueError: the selector's loss weights are no weights.
     """
     question = Question(offer, beta, config, here.seed_of("selection"))
 
@@ -65,7 +67,7 @@ def select_pairs(offer: Offer, config: SelectionConfig, beta: float, here: Round
         return measures
 
     facts = config.model_dump() | {"beta": beta, "seed": question.seed}
-    key = StageKey("pairs", facts, offer.digests, version=2)
+    key = StageKey("pairs", facts, offer.digests, version=3)
     table = run_stage(key, work, here, publish=Publish("selection", parquet=True))
     tell_notes(key, here)
     return table
@@ -103,7 +105,18 @@ def choose(question: Question) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         question.offer, Reading(question.beta, config.labels, config.offer_rounds, config.num_components)
     )
     selection = config.selector(pool, config.budget, np.random.default_rng(question.seed))
+    _require_weights(selection.loss_weights)
     return _rows(selection, grid), _measures(pool, selection, grid)
+
+
+def _require_weights(weights: FloatArray | None) -> None:
+    """Refuse weights that training could not use, before any label is paid."""
+    if weights is None:
+        return
+    odd = weights[~(np.isfinite(weights) & (weights >= 0))]
+    if len(odd) or not weights.any():
+        found = f"hold {odd[0]}" if len(odd) else f"are 0 for all {len(weights)} pairs"
+        raise ValueError(f"loss_weights of the selection {found}: expected finite numbers from 0, one above 0 at least")
 
 
 def _rows(selection: Selection, grid: Grid) -> list[dict[str, Any]]:
@@ -118,6 +131,7 @@ def _rows(selection: Selection, grid: Grid) -> list[dict[str, Any]]:
         "staleness": grid.staleness[selection.prompt],
         "weight": selection.weights,
         "inclusion_probability": selection.inclusion_probabilities,
+        "loss_weight": selection.loss_weights,
         "score": selection.scores,
     }
     return [row | {name: None if of is None else of[i] for name, of in numbers.items()} for i, row in enumerate(rows)]

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict
 
@@ -49,11 +50,12 @@ PAIRS = pa.schema(
         _required("staleness", pa.int32()),
         pa.field("weight", pa.float64()),
         pa.field("inclusion_probability", pa.float64()),
+        pa.field("loss_weight", pa.float64()),
         pa.field("score", pa.float64()),
     ]
 )
 """One row a selected pair, in order of choice; nulls where the selector defines no such number. `staleness`: rounds
-since the pool of the pair was written, 0 for this round's."""
+since the pool of the pair was written, 0 for this round's. `loss_weight`: of its label in training, null for 1."""
 
 PREFERENCES = pa.schema(
     [
@@ -67,9 +69,11 @@ PREFERENCES = pa.schema(
         _required("swapped", pa.bool_()),
         pa.field("probability", pa.float64()),
         _required("labeller", pa.string()),
+        pa.field("weight", pa.float64()),
     ]
 )
-"""One row a label. `swapped`: the labeller saw response b first. `probability`: its own P(chosen over rejected)."""
+"""One row a label. `swapped`: the labeller saw response b first. `probability`: its own P(chosen over rejected).
+`weight`: of its loss in training, relative to the other labels; null for 1."""
 
 SCORES = pa.schema(
     [
@@ -86,10 +90,17 @@ SCORES = pa.schema(
 """One row a held-out prompt, means over its responses. `win_*`: share of wins, ties count half. `kl`: nats."""
 
 
+PROXY_SCORE = "proxy_score"
+"""The column whose numbers are finite wherever it stands, in a table with one row a response."""
+
+JUDGED = pa.schema([_required("response_id", pa.string()), _required(PROXY_SCORE, pa.float32())])
+"""One row a response: what a reward model makes of it."""
+
+
 def features_schema(dim: int) -> pa.Schema:
     """FEATURES for vectors of `dim` numbers: one row a response; log-probabilities summed over its tokens, nats.
 
-    `proxy_score`: what a cheap stand-in for the labeller makes of the text; null where the config names none.
+    `proxy_score`: what a stand-in for the labeller makes of the response; null where the config names none.
     """
     return pa.schema(
         [
@@ -100,7 +111,7 @@ def features_schema(dim: int) -> pa.Schema:
             _required("logp_policy", pa.float64()),
             _required("logp_reference", pa.float64()),
             _required("feature", pa.list_(pa.float32(), dim)),
-            pa.field("proxy_score", pa.float64()),
+            pa.field(PROXY_SCORE, pa.float64()),
         ]
     )
 
@@ -154,6 +165,7 @@ def check(table: pa.Table, schema: pa.Schema, where: str) -> pa.Table:
 
     Raises:
         InputError: with every missing, mistyped and superfluous column and every null that may not be.
+        InputError: a proxy score is NaN or infinite.
     """
     faults = [f"column {name!r} is missing" for name in schema.names if name not in table.column_names]
     faults += [f"column {name!r} is not in the schema" for name in table.column_names if name not in schema.names]
@@ -169,7 +181,20 @@ def check(table: pa.Table, schema: pa.Schema, where: str) -> pa.Table:
             f"{where} does not keep its contract: {'; '.join(faults)}. "
             "Was it written by another version? Remove it and let its stage run again"
         )
+    if PROXY_SCORE in schema.names:
+        _require_finite_scores(table, where)
     return table
+
+
+def _require_finite_scores(table: pa.Table, where: str) -> None:
+    odd = table.filter(pc.invert(pc.is_finite(table.column(PROXY_SCORE)).fill_null(fill_value=True)))
+    if odd.num_rows:
+        first = {name: odd.column(name)[0].as_py() for name in ("response_id", PROXY_SCORE)}
+        raise InputError(
+            f"{where}: the proxy score of response {first['response_id']!r} is {first[PROXY_SCORE]}, and of "
+            f"{odd.num_rows} of {table.num_rows} responses it is not finite: mend the proxy, "
+            "or name another in features.proxy"
+        )
 
 
 def write_part(path: Path, rows: Sequence[dict[str, object]], schema: pa.Schema) -> None:

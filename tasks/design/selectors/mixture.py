@@ -54,6 +54,11 @@ class MixtureOf:
         """Parts of the pool that must be there."""
         return self.selector.needs
 
+    @property
+    def reads(self) -> frozenset[Need]:
+        """Other parts that it looks at where they are there."""
+        return self.selector.reads
+
     def __call__(self, pool: Pool, budget: int, rng: np.random.Generator) -> Selection:
         """Choose the pairs to label."""
         limits = limits_of(pool, budget, cap=self.max_pairs_per_prompt)
