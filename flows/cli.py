@@ -118,6 +118,31 @@ def status(
 
 
 @app.command()
+def referee(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file of a referee, see configs/referee-*")],
+    table: Annotated[Path | None, typer.Option(help="Parquet of utilities that environments are drawn from")] = None,
+    out: Annotated[Path | None, typer.Option(help="folder of results, report and figures")] = None,
+    redraw: Annotated[bool, typer.Option("--redraw", help="show stored results again; compute nothing")] = False,
+) -> None:
+    """Compare selectors in worlds where their worth is known; finished trials are reused."""
+    settings = _settings()
+    from flows.config import load
+    from flows.referee import RefereeConfig, Stand, compare
+    from flows.standings import COSTS, LEGEND, publish
+
+    wanted = load(config, RefereeConfig)
+    stand = Stand(settings.store / "trials", out or settings.store / "referee" / config.stem, table)
+    tally = None if redraw else compare(wanted, stand, settings)
+    for grid in publish(wanted, stand):
+        console.print(grid.rich())
+    for text in (LEGEND, COSTS):
+        console.print(text, highlight=False)
+    if tally:
+        console.print(f"trials: {tally.computed} computed, {tally.reused} found finished and reused")
+    console.print(f"results, report and figures: {stand.out}", soft_wrap=True, highlight=False)
+
+
+@app.command()
 def ui(
     prefect_port: Annotated[int, typer.Option(help="port of the Prefect server")] = 4200,
     mlflow_port: Annotated[int, typer.Option(help="port of MLflow")] = 5000,

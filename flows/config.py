@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import yaml
 from prefect.client.schemas.schedules import CronSchedule
@@ -19,6 +19,8 @@ from tasks.promotion import PromotionConfig
 from tasks.prompts import PromptsConfig
 from tasks.selection import SelectionConfig
 from tasks.training import TrainingConfig
+
+Config = TypeVar("Config", bound=BaseModel)
 
 
 class RoundConfig(BaseModel):
@@ -102,7 +104,12 @@ class LineageConfig(BaseModel):
 
 
 def load_config(path: Path) -> LineageConfig:
-    """Read a lineage's config from YAML; relative paths in it are relative to the file.
+    """Read a lineage's config, see `load`."""
+    return load(path, LineageConfig)
+
+
+def load(path: Path, model: type[Config]) -> Config:
+    """Read a config of a type from YAML; relative paths in it are relative to the file.
 
     Raises:
         InputError: no such file, not YAML, or a value that doesn't fit; all faults are listed with their place.
@@ -114,7 +121,7 @@ def load_config(path: Path) -> LineageConfig:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"config {path} is not YAML: {error}") from error
     try:
-        return LineageConfig.model_validate(_anchored(values, path.resolve().parent))
+        return model.model_validate(_anchored(values, path.resolve().parent))
     except ValidationError as error:
         raise InputError(f"config {path} does not fit:\n{_faults(error)}") from error
 

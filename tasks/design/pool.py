@@ -18,6 +18,7 @@ class Labels:
         margins: implicit reward of the chosen response minus that of the rejected one under the present policy,
             nats, (n,).
         score_gaps: proxy score of the chosen response minus that of the rejected one, (n,); None: no proxy.
+        prompts: a number for the prompt of each label, (n,); None: unknown.
 
     Raises:
         ValueError: the shapes disagree, or an entry is NaN or infinite.
@@ -26,14 +27,16 @@ class Labels:
     differences: FloatArray
     margins: FloatArray
     score_gaps: FloatArray | None = None
+    prompts: IntArray | None = None
 
     def __post_init__(self) -> None:
         if self.differences.ndim != 2 or self.margins.shape != self.differences.shape[:1]:
             found = f"{self.differences.shape} and {self.margins.shape}"
             raise ValueError(f"labels have differences and margins of shapes {found}: pass (n, dim) and (n,)")
-        if self.score_gaps is not None and self.score_gaps.shape != self.margins.shape:
-            found = f"{self.score_gaps.shape} and {self.margins.shape}"
-            raise ValueError(f"labels have score_gaps and margins of shapes {found}: pass (n,) twice")
+        for name, array in (("score_gaps", self.score_gaps), ("prompts", self.prompts)):
+            if array is not None and array.shape != self.margins.shape:
+                found = f"{array.shape} and {self.margins.shape}"
+                raise ValueError(f"labels have {name} and margins of shapes {found}: pass (n,) twice")
         named = {"differences": self.differences, "margins": self.margins, "score_gaps": self.score_gaps}
         for name, array in named.items():
             if array is None:

@@ -37,6 +37,29 @@ class Certificate:
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
+class SampledCertificate:
+    """What is known of a selection that owes something to chance, and to beliefs about labels.
+
+    Attributes:
+        objective: tr(H M^-1) expected of the labels, with the ridge and the labels already held.
+        effective_sample_size: (sum u)^2 / sum u^2 of u = 1 / inclusion probability; labels, if these weigh the loss.
+        uniform_share: part of the pairs that was drawn uniformly.
+        misfit: variance of a prompt's own slopes, in units of a label's noise, as believed in the end.
+        proxy_correlation: of the proxy with the labeller, as believed in the end; None without a proxy.
+        length_correlation: of the proxy with the responses' lengths within prompts; None where either is unknown.
+        seconds: wall time.
+    """
+
+    objective: float
+    effective_sample_size: float
+    uniform_share: float
+    misfit: float
+    proxy_correlation: float | None
+    length_correlation: float | None
+    seconds: float
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Selection:
     """Pairs to label, in order of choice; every array has one entry per pair.
 
@@ -59,7 +82,7 @@ class Selection:
     inclusion_probabilities: FloatArray | None = None
     loss_weights: FloatArray | None = None
     scores: FloatArray | None = None
-    certificate: Certificate | None = None
+    certificate: Certificate | SampledCertificate | None = None
     notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:

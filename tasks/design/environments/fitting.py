@@ -9,6 +9,7 @@ from tasks.design.arrays import BoolArray, FloatArray
 _MOST_STEPS = 100
 _SHORTEST = 1e-10
 _SUFFICIENT = 1e-4
+_ROUNDING = 1e-13
 
 
 def fit_policy(
@@ -40,7 +41,8 @@ def fit_policy(
         if np.abs(step).max(initial=0.0) <= 1e-8 * (1 + np.abs(reward).max(initial=0.0)):
             return reward / beta
         length, begun = 1.0, loss(reward)
-        while loss(reward - length * step) > begun - _SUFFICIENT * length * (slope @ step) and length > _SHORTEST:
+        enough = _SUFFICIENT * float(slope @ step)
+        while loss(reward - length * step) > begun * (1 + _ROUNDING) - length * enough and length > _SHORTEST:
             length /= 2
         reward = reward - length * step
     raise ArithmeticError(f"no fit of {len(differences)} labels after {_MOST_STEPS} Newton steps: raise the ridge")

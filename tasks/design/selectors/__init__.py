@@ -20,10 +20,12 @@ from tasks.design.selectors.margins import Apl, Entropy, MaxMargin, MinMargin
 from tasks.design.selectors.mixture import MixtureOf
 from tasks.design.selectors.posteriors import Bald, BalPm, NearTie
 from tasks.design.selectors.rewards import BestRandom, BestSecond, BestWorst, QuantileGap, TopGap
+from tasks.design.selectors.robust import RobustDesign
 from tasks.design.selectors.sampled import Dope, ReferenceWeighted, SampledTraceDesign
 
 PlainSelector = (
-    Uniform
+    RobustDesign
+    | Uniform
     | FirstTwo
     | ReferenceWeighted
     | TraceDesign

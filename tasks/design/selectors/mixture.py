@@ -5,8 +5,8 @@ from typing import Literal
 
 import numpy as np
 
-from tasks.design.arrays import IntArray
-from tasks.design.limits import limits_of
+from tasks.design.arrays import FloatArray, IntArray
+from tasks.design.limits import Limits, limits_of
 from tasks.design.pool import Pool
 from tasks.design.selection import Selection, selection_of
 from tasks.design.selectors.base import Need, Selector
@@ -64,20 +64,35 @@ class MixtureOf:
         limits = limits_of(pool, budget, cap=self.max_pairs_per_prompt)
         inner_budget = budget - round(self.uniform_share * budget)
         picked, notes = self._inner_choice(pool, inner_budget, rng)
-        left = np.setdiff1d(np.flatnonzero(pool.pair_mask), picked)
-        uniform = limits.take(np.concatenate([picked, rng.permutation(left)]))[len(picked) :]
-        probabilities = None
-        if limits.cap is None and limits.costs is None:
-            probabilities = np.full(pool.pair_mask.shape, len(uniform) / max(len(left), 1))
-            probabilities.ravel()[picked] = 1.0
-        notes = (*notes, f"{len(uniform)} pairs were drawn uniformly from those left over")
-        return selection_of(pool, _interleaved(picked, uniform, rng), probabilities=probabilities, notes=notes)
+        chosen, probabilities = with_uniform(picked, limits, rng)
+        notes = (*notes, f"{len(chosen) - len(picked)} pairs were drawn uniformly from those left over")
+        return selection_of(pool, chosen, probabilities=probabilities, notes=notes)
 
     def _inner_choice(self, pool: Pool, budget: int, rng: np.random.Generator) -> tuple[IntArray, tuple[str, ...]]:
         if budget == 0:
             return np.zeros(0, dtype=np.intp), ()
         selection = self.selector(pool, budget, rng)
         return pool.index_of(selection.prompt, selection.first, selection.second), selection.notes
+
+
+def with_uniform(picked: IntArray, limits: Limits, rng: np.random.Generator) -> tuple[IntArray, FloatArray | None]:
+    """The picked pairs among uniform draws from all others, up to the budget; inclusion probabilities (P, m) or None.
+
+    Those of the picked pairs are 1, the others share one; with a cap or costs they are left undefined.
+
+    Args:
+        picked: flat pair indices within the limits, in order of choice.
+        limits: what may be chosen.
+        rng: source of all randomness.
+    """
+    left = np.setdiff1d(np.flatnonzero(limits.mask), picked)
+    uniform = limits.take(np.concatenate([picked, rng.permutation(left)]))[len(picked) :]
+    chosen = _interleaved(picked, uniform, rng)
+    if len(uniform) and (limits.cap is not None or limits.costs is not None):
+        return chosen, None
+    probabilities = np.full(limits.mask.shape, len(uniform) / max(len(left), 1))
+    probabilities.ravel()[picked] = 1.0
+    return chosen, probabilities
 
 
 def _interleaved(picked: IntArray, uniform: IntArray, rng: np.random.Generator) -> IntArray:

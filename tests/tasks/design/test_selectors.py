@@ -83,7 +83,7 @@ def test_every_selector_spends_money_until_no_pair_is_left_that_it_buys(make_poo
     index = pool.index_of(selection.prompt, selection.first, selection.second)
     spent, counts = costs.ravel()[index].sum(), np.bincount(selection.prompt, minlength=9)
     room = pool.pair_mask & (counts < (np.inf if cap is None else cap))[:, None]
-    room.ravel()[index] = False
+    room.flat[index] = False
     assert len(chosen(selection)) == len(selection) > 0
     assert spent <= 9
     assert costs[room].min(initial=np.inf) > 9 - spent
