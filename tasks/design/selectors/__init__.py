@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import get_args, get_type_hints
 
+from tasks.design.selectors.balanced import Balanced
 from tasks.design.selectors.bandits import (
     Baits,
     DeltaUcb,
@@ -26,6 +27,7 @@ from tasks.design.selectors.sampled import Dope, ReferenceWeighted, SampledTrace
 PlainSelector = (
     RobustDesign
     | Uniform
+    | Balanced
     | FirstTwo
     | ReferenceWeighted
     | TraceDesign
