@@ -78,7 +78,7 @@ def misfit_given(
     `assumed` by precision, and cut at 0.
 
     Args:
-        differences: g_e, of features with mean squared norm 1 within prompts, (n, dim).
+        differences: g_e, of features with mean squared norm 1 over the pool, (n, dim).
         residuals: y - sigma(z) of the chosen response, 1 - sigma(z), (n,).
         prompts: prompt of each label, (n,).
         assumed: what to think before there are labels, above 0.

@@ -20,6 +20,7 @@ _NUMBERS_PER_CHUNK = 2**19
 _GROWTH = 0.15
 _LEAST_LIST = 512
 _REUSE = 0.9
+_EVENING = 0.75
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -27,8 +28,8 @@ class Outlook:
     """What is expected of labels before they are bought.
 
     Attributes:
-        misfit: tau^2, variance of a prompt's own slopes, in units of a label's noise, on features of mean squared norm
-            1: within every prompt, or at tau = 0 over the pool.
+        misfit: tau^2, variance of a prompt's own slopes, in units of a label's noise, on unit features; at 0 these are
+            not evened.
         ridge: lambda in M = lambda I + information, in labels.
         signal: kappa_e^2 of every pair slot, 1 for a random label, (P, m).
         trust: in [0, 1], how far the signal decides, and not the features.
@@ -66,7 +67,7 @@ class Effects:
     @classmethod
     def of(cls, pool: Pool, outlook: Outlook) -> "Effects":
         """Before the first label of this pool; labels already held count as those of no prompt's own."""
-        features, scale = unit_features(pool, each_prompt=outlook.misfit > 0)
+        features, scale = unit_features(pool, even=outlook.misfit > 0)
         held = np.zeros((pool.dim, pool.dim))
         if pool.labels is not None:
             held = held + 4 / scale**2 * pool.labels.information(beta=1.0)
@@ -110,21 +111,23 @@ class Effects:
         self.residuals[prompts] -= scaled[:, :, None] * column[:, None, :]
 
 
-def unit_features(pool: Pool, *, each_prompt: bool) -> tuple[FloatArray, float]:
-    """Features about their prompt's mean, of mean squared norm 1, (P, K, dim); and the pool's own root of it.
+def unit_features(pool: Pool, *, even: bool) -> tuple[FloatArray, float]:
+    """Features about their prompt's mean, (P, K, dim), of mean squared norm 1; and the pool's root of it before.
 
     Args:
         pool: whose features.
-        each_prompt: give every prompt that norm, not the pool as a whole. On real preferences the slope of the reward
-            falls as a prompt's responses differ more.
+        even: divide each prompt's features by their own root mean square to the power 0.75 first. On real preferences
+            the slope of the reward falls as a prompt's responses differ more; the power is measured.
     """
     precision = pool.space.precision
     features = np.concatenate([to_numpy(chunk) for _, chunk in pool.space.chunks(precision)])
-    squares = np.square(features, dtype=np.float64).sum(axis=2)
+    squares = np.square(features, dtype=np.float64).sum(axis=2).sum(axis=1)
     counts = pool.valid.sum(axis=1)
     pooled = float(np.sqrt(squares.sum() / max(int(counts.sum()), 1))) or 1.0
-    scales = np.sqrt(squares.sum(axis=1) / np.maximum(counts, 1)) if each_prompt else np.full(len(counts), pooled)
-    features /= np.where(scales > 0, scales, 1.0).astype(precision)[:, None, None]
+    spreads = np.sqrt(squares / np.maximum(counts, 1)) / pooled
+    scales = np.where(spreads > 0, spreads, 1.0) ** (_EVENING if even else 0.0)
+    unit = np.sqrt((squares / scales**2).sum() / max(int(counts.sum()), 1)) or 1.0
+    features /= (scales * unit).astype(precision)[:, None, None]
     return features, pooled
 
 

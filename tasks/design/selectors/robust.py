@@ -39,7 +39,7 @@ class RobustDesign(Capped):
         proxy_correlation: correlation of the proxy's scores with the labeller's utilities within prompts to assume
             before labels tell, in [0, 1).
         misfit: variance of a prompt's own slopes to assume before labels tell, in units of a label's noise, for
-            features of mean squared norm 1 within prompts; 0: the features explain every reward, whatever labels say.
+            features of mean squared norm 1; 0: the features explain every reward, whatever labels say.
         ridge: lambda in M = lambda I + information, in labels on such features.
         uniform_share: part of the budget that is drawn at random from all other pairs, in [0, 1].
         weighting: "none" leaves the loss alone; "inverse" weighs labels by 1 / inclusion probability, which aims at the
@@ -51,7 +51,7 @@ class RobustDesign(Capped):
     kind: Literal["robust_design"] = "robust_design"
     proxy_correlation: float = 0.5
     misfit: float = 0.1
-    ridge: float = 15.0
+    ridge: float = 20.0
     uniform_share: float = 0.0
     weighting: Literal["none", "inverse"] = "none"
 
@@ -62,7 +62,7 @@ class RobustDesign(Capped):
         if not 0 <= self.misfit < np.inf:
             raise ValueError(f"misfit is {self.misfit}: pass 0 or a positive, finite number such as 0.1")
         if not 0 < self.ridge < np.inf:
-            raise ValueError(f"ridge is {self.ridge}: pass a positive, finite number such as 15")
+            raise ValueError(f"ridge is {self.ridge}: pass a positive, finite number such as 20")
         if not 0 <= self.uniform_share <= 1:
             raise ValueError(f"uniform_share is {self.uniform_share}: pass a part of the whole, from 0 to 1")
 
@@ -138,7 +138,7 @@ def _misfit(pool: Pool, assumed: float) -> float:
     labels = pool.labels
     if labels is None or labels.prompts is None or assumed == 0:
         return assumed
-    _, scale = unit_features(pool, each_prompt=False)
+    _, scale = unit_features(pool, even=False)
     residuals = expit(-labels.margins)
     return misfit_given(labels.differences / scale, residuals, labels.prompts, assumed=assumed)[0]
 
