@@ -93,7 +93,7 @@ class Schedule(BaseModel):
 
 
 class LineageConfig(BaseModel):
-    """A lineage: a config, a selector and a seed, over some rounds. One file of configs/ is one deployment."""
+    """A lineage: a config, a selector and a seed, over some rounds. One file is one deployment."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -101,6 +101,10 @@ class LineageConfig(BaseModel):
     rounds: PositiveInt = Field(1, description="rounds of the lineage in all")
     schedule: Schedule | None = None
     round: RoundConfig
+
+
+COMMANDS = {"round": "run, round, deploy or serve", "environments": "referee"}
+"""What takes a config, by the key that tells its type."""
 
 
 def load_config(path: Path) -> LineageConfig:
@@ -112,7 +116,8 @@ def load(path: Path, model: type[Config]) -> Config:
     """Read a config of a type from YAML; relative paths in it are relative to the file.
 
     Raises:
-        InputError: no such file, not YAML, or a value that doesn't fit; all faults are listed with their place.
+        InputError: no such file, not YAML, or a config of another type.
+        InputError: a value doesn't fit; all faults are listed with their place.
     """
     if not path.is_file():
         raise InputError(f"config {path} does not exist")
@@ -120,10 +125,17 @@ def load(path: Path, model: type[Config]) -> Config:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"config {path} is not YAML: {error}") from error
+    _require_type(path, values, model)
     try:
         return model.model_validate(_anchored(values, path.resolve().parent))
     except ValidationError as error:
         raise InputError(f"config {path} does not fit:\n{_faults(error)}") from error
+
+
+def _require_type(path: Path, values: Any, model: type[BaseModel]) -> None:
+    found = [key for key in COMMANDS if isinstance(values, dict) and key in values]
+    if found and not model.model_fields.keys() & set(found):
+        raise InputError(f"config {path} has {found[0]!r}, so pairwright {COMMANDS[found[0]]} takes it: name another")
 
 
 def _anchored(value: Any, folder: Path) -> Any:

@@ -20,7 +20,7 @@ from tasks.design.pool import Pool
 from tasks.design.selectors import AnySelector
 from tasks.design.selectors.baselines import Uniform
 from tasks.progress import progress
-from tasks.referee import OUTCOMES, Proxy, Terms, Trial, compute, draw_world, reads_scores
+from tasks.referee import OUTCOMES, Proxy, Terms, Trial, code, compute, draw_world, reads_scores
 from tasks.tables import check
 from tasks.utilities import read_utilities
 
@@ -160,12 +160,13 @@ def planned(config: RefereeConfig, stand: Stand, table: UtilityTable | None) -> 
     Raises:
         InputError: a budget exceeds what a selector may choose from, or a proxy doesn't fit the environment.
     """
-    digest = None if stand.table is None else digest_of_file(stand.table)
+    digest, sources = None if stand.table is None else digest_of_file(stand.table), code()
     trials = []
     for name, arena in config.environments.items():
         terms = Terms(
             ridge=arena.ridge or config.ridge,
             divergences=config.divergences,
+            code=sources,
             num_rounds=config.num_rounds,
             table=digest if isinstance(arena.environment, FromTable) else None,
         )

@@ -50,6 +50,7 @@ def preference_round(config: RoundConfig, lineage: str, round_number: int) -> No
             "previous": generate_responses(held_out, past.policy, asked, here, name="answers_previous"),
         }
         judged = Contrast(policy=policy, reference=contrast.reference)
-        answer_features = compute_features(answers["policy"], judged, config.features, here, name="answer_features")
+        unscored = config.features.model_copy(update={"proxy": None})
+        answer_features = compute_features(answers["policy"], judged, unscored, here, name="answer_features")
         scores = evaluate_policy(answers, answer_features, config.evaluation, here)
         promote_policy(trained, scores, config.promotion, here)

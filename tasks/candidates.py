@@ -198,14 +198,15 @@ def _labelled(past: Sequence[PastRound]) -> Iterable[tuple[str, str]]:
 def _labels(offer: Offer, recalled: pa.Table, projection: Projection, reading: Reading) -> Labels | None:
     if not offer.past:
         return None
-    current = reading.labels == "current"
-    sources = [(offer.past, recalled)] if current else [([one], _stored(one)) for one in offer.past]
-    held = [_held(past, scored, projection, reading.beta) for past, scored in sources]
-    gaps = [one.score_gaps for one in held if one.score_gaps is not None]
+    stored = [_ends([one], _stored(one)) for one in offer.past]
+    ends = [_ends(offer.past, recalled)] if reading.labels == "current" else stored
+    differences = [projection(_vectors(chosen)) - projection(_vectors(rejected)) for chosen, rejected in ends]
+    margins = [_rewards(chosen, reading.beta) - _rewards(rejected, reading.beta) for chosen, rejected in ends]
     return Labels(
-        differences=np.concatenate([one.differences for one in held]),
-        margins=np.concatenate([one.margins for one in held]),
-        score_gaps=np.concatenate(gaps) if len(gaps) == len(held) else None,
+        differences=np.concatenate(differences),
+        margins=np.concatenate(margins),
+        score_gaps=_score_gaps(stored),
+        prompts=_prompts(offer.past),
     )
 
 
@@ -214,21 +215,27 @@ def _stored(one: PastRound) -> pa.Table:
     return pa.concat_tables([table for table in tables if table.num_rows])
 
 
-def _held(past: Sequence[PastRound], scored: pa.Table, projection: Projection, beta: float) -> Labels:
-    """The labels of some rounds, with the scores of this table."""
+def _ends(past: Sequence[PastRound], scored: pa.Table) -> tuple[pa.Table, pa.Table]:
+    """The rows of this table of the chosen and of the rejected responses of some rounds' labels."""
     row_of = {response: row for row, response in enumerate(scored.column("response_id").to_pylist())}
-    ends = zip(*_labelled(past), strict=True)
-    chosen, rejected = (scored.take([row_of[name] for name in names]) for names in ends)
-    return Labels(
-        differences=projection(_vectors(chosen)) - projection(_vectors(rejected)),
-        margins=_rewards(chosen, beta) - _rewards(rejected, beta),
-        score_gaps=_gaps(chosen.column(PROXY_SCORE), rejected.column(PROXY_SCORE)),
-    )
+    chosen, rejected = (scored.take([row_of[name] for name in names]) for names in zip(*_labelled(past), strict=True))
+    return chosen, rejected
 
 
-def _gaps(chosen: pa.ChunkedArray, rejected: pa.ChunkedArray) -> FloatArray | None:
-    """Proxy scores of the chosen responses minus those of the rejected, (n,); None where one is missing."""
-    if chosen.null_count or rejected.null_count:
+def _score_gaps(stored: Iterable[tuple[pa.Table, pa.Table]]) -> FloatArray | None:
+    """Proxy scores of the chosen responses minus those of the rejected, (n,); None where one is missing.
+
+    They are those of before the label was bought: a policy that has learnt from a label agrees with it, and would say
+    nothing of its own worth as a proxy.
+    """
+    columns = [[end.column(PROXY_SCORE) for end in ends] for ends in stored]
+    if any(column.null_count for ends in columns for column in ends):
         return None
-    gaps: FloatArray = chosen.to_numpy() - rejected.to_numpy()
+    gaps: FloatArray = np.concatenate([chosen.to_numpy() - rejected.to_numpy() for chosen, rejected in columns])
     return gaps
+
+
+def _prompts(past: Sequence[PastRound]) -> IntArray:
+    """A number for the prompt of each label, the same wherever that prompt comes again, (n,)."""
+    names = [read(one.preferences.path, PREFERENCES).column("prompt_id").to_pylist() for one in past]
+    return np.unique(np.concatenate(names), return_inverse=True)[1]

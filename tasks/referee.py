@@ -15,8 +15,9 @@ import numpy as np
 import pyarrow as pa
 from scipy.special import logsumexp
 
+import tasks.design
 from cluster.shards import Report
-from cluster.storage import digest_of
+from cluster.storage import digest_of, digest_of_file
 from tasks.design.arrays import FloatArray, IntArray, to_numpy
 from tasks.design.environments import AnyEnvironment
 from tasks.design.environments.base import UtilityTable
@@ -26,9 +27,6 @@ from tasks.design.environments.world import World
 from tasks.design.pool import Labels, Pool
 from tasks.design.selectors import AnySelector
 from tasks.tables import write_part
-
-VERSION = 1
-"""Raised when the same trial would have another outcome: a changed environment, selector, fit or measure."""
 
 Proxy = float | Literal["length"]
 """Scores by their correlation with the utilities, or length in disguise."""
@@ -55,6 +53,12 @@ _WORLD, _PROXY, _SELECTION = range(3)
 """Streams of a seed's random numbers."""
 
 
+def code() -> str:
+    """SHA-256 of the sources that trials run: a changed environment, selector or fit makes the same trial another."""
+    folder = Path(tasks.design.__file__).parent
+    return digest_of({str(path.relative_to(folder)): digest_of_file(path) for path in sorted(folder.rglob("*.py"))})
+
+
 class TrialError(RuntimeError):
     """A trial that ended in an error, with its place."""
 
@@ -68,10 +72,12 @@ class Terms:
         divergences: KL from the reference at which the frontier is read, nats.
         num_rounds: equal parts in which a budget is spent, with a fit after each.
         table: digest of the file of utilities that worlds are drawn from; None: they need none.
+        code: that of the sources, see `code`.
     """
 
     ridge: float
     divergences: tuple[float, ...]
+    code: str
     num_rounds: int = 1
     table: str | None = None
 
@@ -102,7 +108,7 @@ class Trial:
     def digest(self) -> str:
         """SHA-256 of all that decides the outcome."""
         setting = [asdict(self.environment), self.proxy, self.seed, asdict(self.selector)]
-        return digest_of([VERSION, *setting, self.budgets, asdict(self.terms)])
+        return digest_of([*setting, self.budgets, asdict(self.terms)])
 
     def path(self, folder: Path) -> Path:
         """Where its outcome lies once it is there."""

@@ -16,7 +16,7 @@ from tasks.design.arrays import FloatArray
 from tasks.design.pool import Pool
 from tasks.design.selection import Selection
 from tasks.design.selectors import AnySelector
-from tasks.design.selectors.designs import TraceDesign
+from tasks.design.selectors.robust import RobustDesign
 from tasks.progress import followed, noting, run_logger
 from tasks.stages import Publish, RoundContext, run_stage, stage_task
 from tasks.tables import PAIRS, Table, part_path, write_part
@@ -30,7 +30,7 @@ class SelectionConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    selector: Annotated[AnySelector, Field(discriminator="kind")] = TraceDesign()
+    selector: Annotated[AnySelector, Field(discriminator="kind")] = RobustDesign()
     budget: PositiveInt = Field(description="pairs to label in one round")
     num_components: PositiveInt = Field(128, description="principal axes of the standardised features that are kept")
     labels: LabelFeatures = Field(

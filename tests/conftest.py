@@ -155,7 +155,7 @@ def tiny_values(tiny_model: Path, prompts_file: Path) -> dict[str, Any]:
             "features": {"proxy": {"kind": "length", "per": "character"}},
             "selection": {
                 "budget": 16,
-                "selector": {"kind": "trace_design", "max_pairs_per_prompt": 2},
+                "selector": {"kind": "robust_design", "max_pairs_per_prompt": 2},
                 "offer_rounds": 1,
             },
             "labelling": {"labeller": {"kind": "simulated", "reward": {"kind": "length", "per": "character"}}},

@@ -12,7 +12,7 @@ import numpy as np
 
 from tasks.design.arrays import BoolArray, FloatArray, IntArray, gram, product, to_numpy
 from tasks.design.kernels import pair_slots
-from tasks.design.limits import Limits
+from tasks.design.limits import Limits, ranks_within
 from tasks.design.measures import Trace, TraceExpansion, inverse_root, symmetric_root
 from tasks.design.pool import Pool
 
@@ -109,6 +109,14 @@ class Effects:
         scaled = column / noise[:, None]
         self.features[prompts] -= (scaled[:, :, None] * rows[:, None, :]).astype(self.features.dtype)
         self.residuals[prompts] -= scaled[:, :, None] * column[:, None, :]
+
+    def include(self, pairs: IntArray, signal: FloatArray) -> None:
+        """Count the labels of flat pair indices (n,), any number of a prompt."""
+        prompts, slots = np.divmod(pairs, signal.shape[1])
+        turns = ranks_within(prompts)
+        for turn in range(int(turns.max(initial=-1)) + 1):
+            now, at = prompts[turns == turn], slots[turns == turn]
+            self.add(now, at, self.noise(now, signal)[np.arange(len(now)), at])
 
 
 def unit_features(pool: Pool, *, even: bool) -> tuple[FloatArray, float]:

@@ -132,6 +132,14 @@ def test_a_config_that_does_not_fit(
 
 
 @pytest.mark.usefixtures("untouched")
+@pytest.mark.parametrize("command", ["deploy", "serve"])
+def test_a_referee_among_lineages(refused: Refused, command: str) -> None:
+    referee = Path(__file__).parents[2] / "configs" / "referee-table.yaml"
+    said = refused(command=(command, str(referee)))
+    assert said == f"config {referee} has 'environments', so pairwright referee takes it: name another\n"
+
+
+@pytest.mark.usefixtures("untouched")
 @pytest.mark.parametrize(
     ("content", "message"),
     [

@@ -10,11 +10,13 @@ import yaml
 from pydantic import ValidationError
 
 from cluster.errors import InputError
-from flows.config import LineageConfig, RoundConfig, load_config
+from flows.config import LineageConfig, RoundConfig, load, load_config
+from flows.referee import RefereeConfig
 from tasks.design.selectors import SELECTORS
 from tasks.prompts import check_prompts
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
+LINEAGES = [path for path in CONFIGS if not path.name.startswith("referee-")]
 
 VALUES: dict[str, Any] = {
     "lineage": "tiny",
@@ -43,7 +45,7 @@ def changed(place: str, value: object) -> dict[str, Any]:
 def test_a_config_fills_in_what_it_leaves_out(write_config: Write) -> None:
     config = load_config(write_config(VALUES))
     assert (config.rounds, config.schedule, config.round.seed) == (1, None, 0)
-    assert config.round.selection.selector.kind == "trace_design"
+    assert config.round.selection.selector.kind == "robust_design"
     assert config.round.model.kind == "folder"
 
 
@@ -166,6 +168,27 @@ def test_only_selectors_that_need_scores_ask_for_a_proxy(write_config: Write, ki
     assert load_config(write_config(values)).round.selection.selector.kind == kind
 
 
+def test_a_proxy_that_the_selector_ignores_fits_so_that_lineages_share_features(write_config: Write) -> None:
+    values = changed("round.selection.selector", {"kind": "uniform"})
+    values["round"]["features"] = {"proxy": {"kind": "implicit_reward"}}
+    assert load_config(write_config(values)).round.features.proxy is not None
+
+
+def test_a_config_of_another_type_is_refused_in_one_line(write_config: Write) -> None:
+    for path in set(CONFIGS) - set(LINEAGES):
+        with pytest.raises(
+            InputError, match=r"referee-.*\.yaml has 'environments', so pairwright referee takes it: name"
+        ):
+            load_config(path)
+    path = write_config(VALUES)
+    with pytest.raises(
+        InputError, match=r"\.yaml has 'round', so pairwright run, round, deploy or serve takes it: name"
+    ):
+        load(path, RefereeConfig)
+    with pytest.raises(InputError, match="environments: no such key; check its spelling"):
+        load_config(write_config(VALUES | {"environments": {}}))
+
+
 def test_all_faults_of_a_config_are_listed_at_once(write_config: Write) -> None:
     values = changed("round.generation.num_responses", 1) | {"colour": 1}
     del values["round"]["prompts"]["num_prompts"]
@@ -216,15 +239,15 @@ def test_a_file_that_holds_no_config_is_refused(tmp_path: Path, content: bytes, 
     assert f"odd.yaml {message}" in str(refusal.value)
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
-def test_every_shipped_config_loads_and_its_prompts_are_there(path: Path) -> None:
+@pytest.mark.parametrize("path", LINEAGES, ids=lambda path: path.name)
+def test_every_shipped_lineage_loads_and_its_prompts_are_there(path: Path) -> None:
     config = load_config(path)
     assert config.round.prompts.path.parent == path.parent
     check_prompts(config.round.prompts)
 
 
 def test_shipped_configs_are_lineages_of_their_own() -> None:
-    names = [load_config(path).lineage for path in CONFIGS]
+    names = [load_config(path).lineage for path in LINEAGES]
     assert names
     assert len(set(names)) == len(names)
 

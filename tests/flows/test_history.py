@@ -149,7 +149,7 @@ def test_an_unchanged_config_is_kept(store: Store) -> None:
         ({"selection": {"budget": 20}}, ["round.selection.budget was 16, now 20"]),
         (
             {"selection": {"budget": 16, "selector": {"kind": "uniform"}}},
-            ["round.selection.selector.kind was 'trace_design', now 'uniform'"],
+            ["round.selection.selector.kind was 'robust_design', now 'uniform'"],
         ),
         (
             {"seed": 7, "training": {"optimizer": {"learning_rate": 0.5}}},

@@ -10,7 +10,11 @@ from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterName
 
 from cluster.tracking import Tracker
 from flows.history import STAGES, recorded
+from tasks.selection import NOTES_TAG
+from tasks.stages import manifest_of
 from tasks.tables import PAIRS, PREFERENCES, PROMPTS, RESPONSES, SCORES, Table, read, read_features
+
+BELIEFS = ("objective", "effective_sample_size", "misfit", "proxy_correlation", "length_correlation")
 
 
 @pytest.fixture(scope="module")
@@ -80,10 +84,17 @@ def test_pairs_join_two_valid_responses_to_one_prompt_within_budget_and_cap(tabl
     assert max(prompts.count(prompt) for prompt in prompts) <= 2
 
 
-def test_the_certificate_brackets_the_selection(undisturbed: Any, tables: dict[str, Table]) -> None:
-    certificate = json.loads((tables["selection"].path / "manifest.json").read_text())["measures"]
-    assert 0 < certificate["lower_bound"] <= certificate["relaxed_objective"] <= certificate["objective"] * (1 + 1e-9)
-    assert certificate["efficiency"] == pytest.approx(certificate["lower_bound"] / certificate["objective"])
+def test_the_selection_says_what_it_believed(tables: dict[str, Table]) -> None:
+    measures = believed(tables)
+    assert measures["objective"] > 0
+    assert (measures["effective_sample_size"], measures["uniform_share"]) == (16.0, 0.0)
+    assert (measures["misfit"], measures["proxy_correlation"]) == (0.1, 0.5)
+    assert -1 <= measures["length_correlation"] <= 1
+
+
+def believed(tables: dict[str, Table]) -> dict[str, Any]:
+    """The measures of a round's selection."""
+    return dict(manifest_of(tables["selection"]).measures)
 
 
 def test_every_pair_is_labelled_once(tables: dict[str, Table]) -> None:
@@ -93,6 +104,7 @@ def test_every_pair_is_labelled_once(tables: dict[str, Table]) -> None:
     for label in labels:
         pair = pairs[label["pair_id"]]
         assert {label["chosen"], label["rejected"]} == {pair["response_a"], pair["response_b"]}
+        assert (pair["inclusion_probability"], label["weight"]) == (1.0, None)
 
 
 def test_training_moves_the_policy_toward_the_chosen_responses(tables: dict[str, Table]) -> None:
@@ -111,6 +123,7 @@ def test_the_new_policy_answers_with_its_adapter_and_kl_is_measured_on_its_own_a
     for row in scored:
         assert row["logp_policy"] == pytest.approx(answers[row["response_id"]]["logprob"], abs=1e-2)
         assert row["logp_reference"] != row["logp_policy"]
+        assert row["proxy_score"] is None
     kl = sum(row["logp_policy"] - row["logp_reference"] for row in scored) / len(scored)
     measures = json.loads((tables["evaluation"].path / "manifest.json").read_text())["measures"]
     assert measures["kl"] == pytest.approx(kl)
@@ -144,8 +157,9 @@ def test_mlflow_holds_the_round_inside_its_lineage(undisturbed: Any, tables: dic
     assert {dataset.dataset.name for dataset in child.inputs.dataset_inputs} >= {"pool", "selection", "preferences"}
     artifacts = {artifact.path for artifact in client.list_artifacts(child.info.run_id)}
     assert artifacts >= {"pool", "selection", "preferences", "adapter", "examples.json", "promotion.txt"}
-    for name in ("evaluation/win_base", "evaluation/kl", "selection/objective", "selection/lower_bound"):
+    for name in ("evaluation/win_base", "evaluation/kl", *(f"selection/{name}" for name in BELIEFS)):
         assert [metric.step for metric in client.get_metric_history(child.info.run_id, name)] == [0]
+    assert child.data.tags.get(NOTES_TAG, "") == "; ".join(believed(tables)["notes"])
     steps = [metric.step for metric in client.get_metric_history(child.info.run_id, "train/loss")]
     assert steps == list(range(1, 9))
     assert len(client.search_model_versions("name='pairwright-undisturbed'")) == 1
@@ -199,6 +213,8 @@ def check_what_the_second_round_recalls(first: dict[str, Table], second: dict[st
     assert not known & set(pairs)
     for pair in pairs.values():
         assert pair["staleness"] == (pair["response_a"] in pool)
+    for name in ("misfit", "proxy_correlation"):
+        assert believed(second)[name] not in {None, believed(first)[name]}, "the labels held have been heard"
 
 
 def test_a_finished_round_that_is_run_again_repeats_nothing(undisturbed: Any) -> None:

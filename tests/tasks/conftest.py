@@ -90,11 +90,12 @@ def past_round(write_table: WriteTable) -> Callable[..., PastRound]:
         recalled: Sequence[dict[str, Any]] = (),
     ) -> PastRound:
         schema = features_schema(len(rows[0]["feature"]))
+        prompts = {row["response_id"]: row["prompt_id"] for row in (*rows, *recalled)}
         return PastRound(
             pool=write_table([_response(row) for row in rows], RESPONSES),
             features=write_table(rows, schema),
             recalled_features=write_table(recalled, schema),
-            preferences=write_table([_label(*pair) for pair in labels], PREFERENCES),
+            preferences=write_table([_label(*pair, prompts[pair[0]]) for pair in labels], PREFERENCES),
         )
 
     return build
@@ -117,10 +118,10 @@ def _response(row: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _label(chosen: str, rejected: str) -> dict[str, Any]:
+def _label(chosen: str, rejected: str, prompt: str) -> dict[str, Any]:
     return {
         "pair_id": f"{chosen} {rejected}",
-        "prompt_id": chosen.rpartition("-")[0],
+        "prompt_id": prompt,
         "messages": [{"role": None, "content": "say"}],
         "chosen": chosen,
         "rejected": rejected,

@@ -100,6 +100,23 @@ def test_labels_of_several_rounds_come_in_their_order(
     assert held.margins == pytest.approx(margins)
 
 
+@pytest.mark.parametrize("labels", ["current", "stored"])
+def test_labels_of_one_prompt_share_its_number_whichever_round_bought_them(
+    build: Build, past_round: MakePast, labels: LabelFeatures
+) -> None:
+    pools = [rows_of({"p": 3, "q": 2}, mark=f"{number} ", seed=number) for number in (1, 2)]
+    past = [
+        past_round(pools[0], [("1 q-0", "1 q-1"), ("1 p-1", "1 p-0")]),
+        past_round(pools[1], [("2 p-2", "2 p-0"), ("2 q-1", "2 q-0"), ("1 p-2", "1 p-0")], recalled=pools[0]),
+    ]
+    held = pool_of(build(rows_of({"r": 3}), pools[0] + pools[1], past), labels=labels).labels
+    assert held is not None
+    assert held.prompts is not None
+    numbers = dict(zip("qp", held.prompts, strict=False))
+    assert numbers["q"] != numbers["p"]
+    assert held.prompts.tolist() == [numbers[prompt] for prompt in "qppqp"]
+
+
 def test_a_first_round_holds_no_labels_and_offers_every_pair(build: Build) -> None:
     pool = pool_of(build(rows_of({"p": 3, "q": 2}), [], []), offer_rounds=3)
     assert pool.labels is None
@@ -146,7 +163,7 @@ def test_a_proxy_that_left_out_some_valid_responses_is_refused(build: Build, pas
 
 
 @pytest.mark.parametrize("labels", ["current", "stored"])
-def test_the_labels_have_the_score_gaps_of_the_scores_that_they_have(
+def test_score_gaps_are_those_of_before_the_labels_were_bought(
     build: Build, past_round: MakePast, labels: LabelFeatures
 ) -> None:
     pools = [rows_of({"p": 2}, mark=f"{number} ", seed=number) for number in (1, 2)]
@@ -156,11 +173,9 @@ def test_the_labels_have_the_score_gaps_of_the_scores_that_they_have(
     ]
     past = [past_round(pools[0], [("1 p-1", "1 p-0")]), past_round(pools[1], [("2 p-0", "2 p-1")])]
     held = pool_of(build(rows_of({"q": 3}), scored[0] + scored[1], past), labels=labels).labels
-    (first, second) = {"current": scored, "stored": pools}[labels]
+    first, second = ([row["proxy_score"] for row in pool] for pool in pools)
     assert held is not None
-    assert held.score_gaps == pytest.approx(
-        [first[1]["proxy_score"] - first[0]["proxy_score"], second[0]["proxy_score"] - second[1]["proxy_score"]]
-    )
+    assert held.score_gaps == pytest.approx([first[1] - first[0], second[0] - second[1]])
 
 
 @pytest.mark.parametrize("labels", ["current", "stored"])

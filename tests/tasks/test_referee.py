@@ -32,7 +32,7 @@ from tasks.referee import (
 )
 
 ENVIRONMENT = Linear(dim=4, num_prompts=30, num_responses=4, fit=0.7)
-TERMS = Terms(ridge=1.0, divergences=(0.1, 0.5))
+TERMS = Terms(ridge=1.0, divergences=(0.1, 0.5), code="0")
 TRIAL = Trial(
     names=("plain", "uniform"),
     environment=ENVIRONMENT,

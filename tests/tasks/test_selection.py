@@ -20,6 +20,7 @@ from tasks.design.selection import Selection
 from tasks.design.selectors import SELECTORS, AnySelector
 from tasks.design.selectors.baselines import Uniform
 from tasks.design.selectors.designs import TraceDesign
+from tasks.design.selectors.robust import RobustDesign
 from tasks.selection import NOTES_TAG, Question, SelectionConfig, choose, select_pairs
 from tasks.stages import RoundContext, manifest_of
 from tasks.tables import PAIRS, PastRound, Table, features_schema, part_path, read, write_part
@@ -30,6 +31,8 @@ CHOSEN: list[AnySelector] = [
     Uniform(max_pairs_per_prompt=2),
     TraceDesign(),
     TraceDesign(max_pairs_per_prompt=2),
+    RobustDesign(),
+    RobustDesign(max_pairs_per_prompt=2),
 ]
 RAGGED = {"p": 4, "q": 2, "r": 3, "s": 5, "t": 1}
 """Responses of each prompt; `t` has no pair."""
@@ -292,6 +295,50 @@ def test_passes_and_notes_are_told_while_and_after_it_selects(
     run = on_ray.tracker.client.get_run(on_ray.run)
     assert run.data.tags[NOTES_TAG] == note
     assert run.data.metrics.keys() >= {"selection/gap", "selection/passes", "selection/staleness"}
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")
+@pytest.mark.parametrize("with_proxy", [True, False])
+def test_what_the_default_believes_is_told_to_the_round(
+    write_table: Callable[..., Table], join_round: Callable[..., RoundContext], on_ray: RoundContext, with_proxy: bool
+) -> None:
+    here = join_round(on_ray.settings.home, f"believer-{with_proxy}".lower())
+    rows = rows_of(dict.fromkeys("pq", 4))
+    scored = [row | {"proxy_score": float(index % 3) if with_proxy else None} for index, row in enumerate(rows)]
+    tables = [write_table(own, features_schema(DIM)) for own in (scored, [])]
+    believed = manifest_of(select_pairs.fn(Offer(*tables), SelectionConfig(budget=5), 0.1, here)).measures
+    assert (believed["misfit"], believed["proxy_correlation"]) == (0.1, 0.5 if with_proxy else None)
+    assert (believed["effective_sample_size"], believed["uniform_share"]) == (5.0, 0.0)
+    assert believed["length_correlation"] is None, "all responses are as long"
+    metrics = here.tracker.client.get_run(here.run).data.metrics
+    beliefs = ("misfit", "proxy_correlation", "length_correlation")
+    for name in ("objective", "effective_sample_size", "uniform_share", *beliefs):
+        assert metrics.get(f"selection/{name}") == believed[name]
+
+
+def test_a_silent_proxy_is_told_and_the_choice_is_as_without_one(ask: Ask) -> None:
+    rows = rows_of(RAGGED)
+    silent, measures = choose(ask([row | {"proxy_score": 0.0} for row in rows], RobustDesign(), 6))
+    bare, plain = choose(ask(rows, RobustDesign(), 6))
+    assert ends(silent) == ends(bare)
+    assert measures["notes"] == ["all proxy scores of a prompt are equal: chosen without the proxy"]
+    assert (plain["notes"], plain["proxy_correlation"]) == ([], None)
+
+
+def test_a_proxy_that_labels_contradict_is_left_out_and_one_that_they_confirm_is_trusted_more(
+    ask: Ask, past_round: Callable[..., PastRound]
+) -> None:
+    counts = dict.fromkeys((f"p{number}" for number in range(40)), 2)
+    rows = [row | {"proxy_score": float(index % 2)} for index, row in enumerate(rows_of(counts))]
+    old = [row | {"response_id": f"old {row['response_id']}"} for row in rows]
+    believed = {}
+    for better in (0, 1):
+        past = [past_round(old, [(f"old {prompt}-{better}", f"old {prompt}-{1 - better}") for prompt in counts])]
+        _, believed[better] = choose(ask(rows, RobustDesign(), 6, recalled=old, past=past))
+    assert believed[1]["proxy_correlation"] > 0.6
+    assert believed[0]["proxy_correlation"] < 0
+    (note,) = believed[0]["notes"]
+    assert re.fullmatch(r"the proxy's correlation is put at -0\.\d\d: chosen without the proxy", note)
 
 
 def test_shifting_all_features_alike_changes_no_choice(ask: Ask) -> None:

@@ -7,8 +7,9 @@ from typing import ClassVar, Literal
 import numpy as np
 from scipy.special import expit
 
-from tasks.design.arrays import FloatArray
+from tasks.design.arrays import FloatArray, IntArray
 from tasks.design.calibration import correlation_given, misfit_given, signal_of, within_prompts
+from tasks.design.kernels import pair_slots
 from tasks.design.limits import limits_of
 from tasks.design.pool import Pool
 from tasks.design.robust import Effects, Outlook, robust_pairs, unit_features
@@ -19,6 +20,7 @@ from tasks.design.selectors.mixture import with_uniform
 _FULL_TRUST = 0.5
 _LENGTH = 0.8
 _DROPPED = 0.1
+_NO_WEIGHTS = "no weights: a cap or costs leave the inclusion probabilities of a uniform share undefined"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,12 +72,9 @@ class RobustDesign(Capped):
         """Choose the pairs to label."""
         begun, limits = perf_counter(), self.limits(pool, budget)
         beliefs = self._beliefs(pool)
-        num_uniform = round(self.uniform_share * budget)
-        picked, effects = np.zeros(0, dtype=np.intp), Effects.of(pool, beliefs.outlook)
-        if num_uniform < budget:
-            inner = limits_of(pool, budget - num_uniform, cap=self.max_pairs_per_prompt)
-            picked, effects = robust_pairs(pool, inner, beliefs.outlook)
+        picked, effects = self._design(pool, budget - round(self.uniform_share * budget), beliefs.outlook)
         chosen, probabilities = with_uniform(picked, limits, rng)
+        effects.include(np.setdiff1d(chosen, picked), beliefs.outlook.signal)
         selection = selection_of(pool, chosen, probabilities=probabilities, notes=beliefs.notes)
         weights = None if selection.inclusion_probabilities is None else 1 / selection.inclusion_probabilities
         certificate = SampledCertificate(
@@ -87,8 +86,17 @@ class RobustDesign(Capped):
             length_correlation=beliefs.length_correlation,
             seconds=perf_counter() - begun,
         )
-        loss_weights = None if self.weighting == "none" else weights
-        return replace(selection, certificate=certificate, loss_weights=loss_weights)
+        if self.weighting == "none":
+            return replace(selection, certificate=certificate)
+        notes = (*beliefs.notes, _NO_WEIGHTS) if weights is None else beliefs.notes
+        return replace(selection, certificate=certificate, loss_weights=weights, notes=notes)
+
+    def _design(self, pool: Pool, budget: int, outlook: Outlook) -> tuple[IntArray, Effects]:
+        """The pairs that are not left to chance; none where the budget buys none."""
+        cheapest = 1.0 if pool.costs is None else float(pool.costs[pool.pair_mask].min())
+        if budget < cheapest:
+            return np.zeros(0, dtype=np.intp), Effects.of(pool, outlook)
+        return robust_pairs(pool, limits_of(pool, budget, cap=self.max_pairs_per_prompt), outlook)
 
     def _beliefs(self, pool: Pool) -> "_Beliefs":
         misfit = _misfit(pool, self.misfit)
@@ -121,11 +129,16 @@ class _Beliefs:
 
 
 def _gaps(pool: Pool) -> tuple[FloatArray, float]:
-    """Proxy gaps of every pair slot, (P, m), and their root mean square over the valid pairs; 0 without a proxy."""
+    """Proxy gaps of every pair slot, (P, m), and their root mean square over pairs of valid responses; 0 without one.
+
+    Pairs that are not offered count: those labelled so far may be the ones of the largest gaps.
+    """
     if pool.scores is None:
         return np.zeros(pool.pair_mask.shape), 0.0
-    gaps = np.abs(pool.differences_of(pool.scores))
-    return gaps, float(np.sqrt(np.mean(np.square(gaps[pool.pair_mask]))))
+    first, second = pair_slots(pool.valid.shape[1])
+    joined = pool.valid[:, first] & pool.valid[:, second]
+    gaps = np.where(joined, np.abs(pool.differences_of(pool.scores)), 0.0)
+    return gaps, float(np.sqrt(np.mean(np.square(gaps[joined]))))
 
 
 def _correlation(pool: Pool, scale: float, *, assumed: float) -> float:
@@ -146,7 +159,7 @@ def _misfit(pool: Pool, assumed: float) -> float:
 def _notes(correlation: float, length: float | None) -> tuple[str, ...]:
     notes = []
     if correlation < _DROPPED:
-        notes.append(f"labels put the proxy's correlation at {correlation:.2f}: chosen without the proxy")
+        notes.append(f"the proxy's correlation is put at {correlation:.2f}: chosen without the proxy")
     if length is not None and abs(length) >= _LENGTH:
         notes.append(f"the proxy's scores correlate {length:.2f} with length within prompts: it may measure that alone")
     return tuple(notes)
