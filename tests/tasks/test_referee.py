@@ -167,8 +167,9 @@ def test_weights_of_a_selection_reach_the_fit() -> None:
     world = world_of(TRIAL)
     bought, _ = spend(world, replace(TRIAL, selector=Weigher()), 40)
     weights = np.array([3.0, *[1.0] * 39])
+    shares = weights / weights.mean()
     expected = fit_policy(
-        world.differences(bought.index), world.labels(bought.index), beta=1.0, ridge=1.0, weights=weights
+        world.differences(bought.index), world.labels(bought.index), beta=1.0, ridge=1.0, weights=shares
     )
     np.testing.assert_allclose(bought.theta, expected)
 
