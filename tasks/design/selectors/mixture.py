@@ -6,6 +6,7 @@ from typing import Literal
 import numpy as np
 
 from tasks.design.arrays import FloatArray, IntArray
+from tasks.design.balance import capped_shares, systematic
 from tasks.design.limits import Limits, limits_of
 from tasks.design.pool import Pool
 from tasks.design.selection import Selection, selection_of
@@ -20,8 +21,9 @@ class MixtureOf:
     are random, so that a prefix is a mixture too. The cap is that of the inner selector and holds for both together.
 
     Inclusion probabilities are conditional on the inner choice: 1 for its pairs, and for a uniform pair the chance
-    u / (n - b) of u draws from the n - b pairs left by it. Under a cap or costs they are undefined. A certificate of
-    the inner selector does not speak of the whole and is left out; so are scores and weights, which uniform pairs lack.
+    u / (n - b) of u draws from the n - b pairs left by it, or less where a cap leaves its prompt little room. With
+    costs they are undefined. A certificate of the inner selector does not speak of the whole and is left out; so are
+    scores and weights, which uniform pairs lack.
 
     Attributes:
         selector: what spends the rest of the budget.
@@ -78,7 +80,9 @@ class MixtureOf:
 def with_uniform(picked: IntArray, limits: Limits, rng: np.random.Generator) -> tuple[IntArray, FloatArray | None]:
     """The picked pairs among uniform draws from all others, up to the budget; inclusion probabilities (P, m) or None.
 
-    Those of the picked pairs are 1, the others share one; with a cap or costs they are left undefined.
+    Those of the picked pairs are 1, the others share one, but that under a cap prompts with little room get less. The
+    draws spread over prompts: each gets the floor or the ceiling of what it expects. With costs pairs come in random
+    order as far as the money goes, and probabilities are left undefined.
 
     Args:
         picked: flat pair indices within the limits, in order of choice.
@@ -86,13 +90,17 @@ def with_uniform(picked: IntArray, limits: Limits, rng: np.random.Generator) -> 
         rng: source of all randomness.
     """
     left = np.setdiff1d(np.flatnonzero(limits.mask), picked)
-    uniform = limits.take(np.concatenate([picked, rng.permutation(left)]))[len(picked) :]
-    chosen = _interleaved(picked, uniform, rng)
-    if len(uniform) and (limits.cap is not None or limits.costs is not None):
-        return chosen, None
-    probabilities = np.full(limits.mask.shape, len(uniform) / max(len(left), 1))
-    probabilities.ravel()[picked] = 1.0
-    return chosen, probabilities
+    if limits.costs is not None:
+        uniform = limits.take(np.concatenate([picked, rng.permutation(left)]))[len(picked) :]
+        return _interleaved(picked, uniform, rng), None
+    prompts = left // limits.mask.shape[1]
+    sizes = np.bincount(prompts, minlength=len(limits.mask))
+    shares = capped_shares(sizes, np.minimum(sizes, limits.room(picked)), limits.budget - len(picked))
+    chances = (shares / np.maximum(sizes, 1))[prompts]
+    uniform = rng.permutation(left[systematic(chances, rng, blocks=prompts)])
+    probabilities = np.zeros(limits.mask.shape)
+    probabilities.flat[left], probabilities.flat[picked] = chances, 1.0
+    return _interleaved(picked, uniform, rng), probabilities
 
 
 def _interleaved(picked: IntArray, uniform: IntArray, rng: np.random.Generator) -> IntArray:

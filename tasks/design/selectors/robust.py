@@ -20,7 +20,7 @@ from tasks.design.selectors.mixture import with_uniform
 _FULL_TRUST = 0.5
 _LENGTH = 0.8
 _DROPPED = 0.1
-_NO_WEIGHTS = "no weights: a cap or costs leave the inclusion probabilities of a uniform share undefined"
+_NO_WEIGHTS = "no weights: costs leave the inclusion probabilities undefined"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,8 +33,9 @@ class RobustDesign(Capped):
     trusted fully, from a correlation of 0.5, and few pairs a prompt it is `best_worst`, begun at the prompts of the
     largest gaps.
 
-    Deterministic but for the uniform share. A pair of the design has inclusion probability 1, each other pair the same
-    chance to be in that share.
+    Deterministic but for the uniform share, which keeps every pair possible and shows what the beliefs overlook. A pair
+    of the design has inclusion probability 1, each other pair the same chance to be in that share (less where a cap
+    leaves its prompt little room).
 
     Attributes:
         max_pairs_per_prompt: cap on the pairs of one prompt; None: no cap.
@@ -54,7 +55,7 @@ class RobustDesign(Capped):
     proxy_correlation: float = 0.5
     misfit: float = 0.1
     ridge: float = 20.0
-    uniform_share: float = 0.0
+    uniform_share: float = 0.1
     weighting: Literal["none", "inverse"] = "none"
 
     def __post_init__(self) -> None:

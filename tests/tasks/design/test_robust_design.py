@@ -22,6 +22,11 @@ from tasks.design.selectors.rewards import BestWorst
 from tasks.design.selectors.robust import RobustDesign
 
 
+def designed(**fields):
+    """The selector without its uniform share, unless that is asked for."""
+    return RobustDesign(**({"uniform_share": 0.0} | fields))
+
+
 def build(shape=(8, 4, 3), *, seed=0, masked=False, scores=False, spread=0.5, **fields):
     """Gaussian features at margin 0; prompts differ in how far apart their responses are."""
     rng = np.random.default_rng(seed)
@@ -57,7 +62,7 @@ def with_labels(pool, gaps, *, seed=0):
 
 
 def select(pool, budget, seed=0, **fields):
-    return RobustDesign(**fields)(pool, budget, np.random.default_rng(seed))
+    return designed(**fields)(pool, budget, np.random.default_rng(seed))
 
 
 def triples(selection):
@@ -579,15 +584,26 @@ def test_totals_weighted_by_inclusion_are_those_of_the_pool():
     assert statistic < chi2.ppf(1 - 1e-3, 2)
 
 
-def test_the_cap_holds_in_every_draw_and_leaves_probabilities_undefined():
+def test_the_cap_holds_in_every_draw_and_probabilities_stay_known():
     pool = build((8, 4, 3))
+    totals = []
     for seed in range(100):
         found = select(pool, 14, seed, uniform_share=0.5, max_pairs_per_prompt=2, weighting="inverse")
         assert len(set(triples(found))) == 14
         assert np.bincount(found.prompt).max() <= 2
-        assert found.inclusion_probabilities is None
-        assert found.loss_weights is None
-        assert found.certificate.effective_sample_size == 14
+        np.testing.assert_allclose(found.loss_weights, 1 / found.inclusion_probabilities)
+        assert found.certificate.effective_sample_size < 14
+        totals.append(found.loss_weights.sum())
+    assert totals == pytest.approx([pool.num_pairs] * 100)
+
+
+def test_costs_leave_probabilities_undefined_and_a_note_says_so():
+    pool = build((8, 4, 3))
+    found = select(replace(pool, costs=np.full(pool.pair_mask.shape, 2.0)), 14, uniform_share=0.5, weighting="inverse")
+    assert len(found) == 7
+    assert found.inclusion_probabilities is None
+    assert found.loss_weights is None
+    assert found.notes == ("no weights: costs leave the inclusion probabilities undefined",)
 
 
 def test_inverse_weights_are_one_over_inclusion_and_set_the_effective_sample_size():
@@ -769,7 +785,7 @@ def test_labels_whose_residuals_agree_within_prompts_raise_the_misfit():
 )
 def test_fields_out_of_range_are_refused_with_what_is_allowed(fields, message):
     with pytest.raises(ValueError, match=message):
-        RobustDesign(**fields)
+        designed(**fields)
 
 
 # In worlds
@@ -787,7 +803,7 @@ def test_its_regret_is_below_that_of_uniform_pairs_where_features_explain_the_re
         world = Linear(anisotropy=1.0, prompt_spread=0.3).draw(np.random.default_rng(seed))
         thetas = [
             trained(world, selector(world.pool, 200, np.random.default_rng(seed)))
-            for selector in (RobustDesign(), Uniform())
+            for selector in (designed(), Uniform())
         ]
         regrets.append([world.target.regret(world.target.policy(theta), beta=1.0) for theta in thetas])
     ours, uniform = np.mean(regrets, axis=0)
@@ -802,7 +818,7 @@ def test_its_utility_is_above_that_of_uniform_pairs_where_a_proxy_knows_what_fea
         world = attach_proxy(Linear(fit=0.3).draw(rng), 0.7, rng)
         thetas = [
             trained(world, selector(world.pool, 200, np.random.default_rng(seed)))
-            for selector in (RobustDesign(), Uniform())
+            for selector in (designed(), Uniform())
         ]
         utilities.append([world.target.utility_at(theta, 0.5) for theta in thetas])
     ours, uniform = np.mean(utilities, axis=0)

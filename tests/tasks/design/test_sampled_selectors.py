@@ -223,10 +223,22 @@ def test_the_cap_of_the_inner_selector_holds_for_the_whole_mixture(make_pool, in
         selection = select(mixture, pool, budget)
         assert len(np.unique(flat_index(pool, selection))) == budget
         assert np.bincount(selection.prompt).max() <= 2
-        assert selection.inclusion_probabilities is None
+        assert (selection.inclusion_probabilities > 0).all()
     assert mixture.max_pairs_per_prompt == 2
     with pytest.raises(ValueError, match="cap of 2"):
         select(mixture, pool, most + 1)
+
+
+def test_pairs_of_a_capped_mixture_come_as_often_as_it_says(make_pool):
+    pool, draws = make_pool((4, 4, 1), masked=True, seed=4), 4000
+    mixture = MixtureOf(selector=First(max_pairs_per_prompt=2), uniform_share=0.5)
+    budget = int(np.minimum(pool.pair_mask.sum(axis=1), 2).sum()) - 1
+    said, rng = np.zeros(pool.pair_mask.size), np.random.default_rng(5)
+    for _ in range(draws):
+        selection = mixture(pool, budget, rng)
+        said[flat_index(pool, selection)] = selection.inclusion_probabilities
+    assert 0 < said[said > 0].min() < said.max() == 1
+    assert_rates(rates_of(mixture, pool, budget, draws), said, draws)
 
 
 def test_a_mixture_pays_its_costs(make_pool):
