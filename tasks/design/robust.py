@@ -127,15 +127,16 @@ def unit_features(pool: Pool, *, even: bool) -> tuple[FloatArray, float]:
         even: divide each prompt's features by their own root mean square to the power 0.75 first. On real preferences
             the slope of the reward falls as a prompt's responses differ more; the power is measured.
     """
-    precision = pool.space.precision
-    features = np.concatenate([to_numpy(chunk) for _, chunk in pool.space.chunks(precision)])
-    squares = np.square(features, dtype=np.float64).sum(axis=2).sum(axis=1)
-    counts = pool.valid.sum(axis=1)
+    features = np.empty(pool.features.shape, dtype=pool.space.precision)
+    squares, counts = np.zeros(pool.num_prompts), pool.valid.sum(axis=1)
+    for part, chunk in pool.space.chunks(pool.space.precision):
+        features[part] = to_numpy(chunk)
+        squares[part] = np.square(features[part], dtype=np.float64).sum(axis=(1, 2))
     pooled = float(np.sqrt(squares.sum() / max(int(counts.sum()), 1))) or 1.0
     spreads = np.sqrt(squares / np.maximum(counts, 1)) / pooled
     scales = np.where(spreads > 0, spreads, 1.0) ** (_EVENING if even else 0.0)
     unit = np.sqrt((squares / scales**2).sum() / max(int(counts.sum()), 1)) or 1.0
-    features /= (scales * unit).astype(precision)[:, None, None]
+    features /= (scales * unit).astype(features.dtype)[:, None, None]
     return features, pooled
 
 
