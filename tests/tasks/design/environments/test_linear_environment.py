@@ -85,11 +85,16 @@ def test_prompt_spread_is_the_deviation_of_the_log_of_the_scale():
     assert np.sqrt(logs[1].var() - logs[0].var()) / 2 == pytest.approx(0.8, rel=0.05)
 
 
+def neighbours(world):
+    """Which prompts are near copies of which, (P, P)."""
+    flat = world.pool.features.reshape(world.pool.num_prompts, -1)
+    apart = np.linalg.norm(flat[:, None] - flat[None], axis=2)
+    return apart < 0.2 * np.linalg.norm(flat, axis=1)
+
+
 def test_duplicates_are_near_copies_of_three_prompts_of_twice_the_norm():
     world = draw(duplicates=0.8, num_prompts=150)
-    flat = world.pool.features.reshape(150, -1)
-    apart = np.linalg.norm(flat[:, None] - flat[None], axis=2)
-    close = apart < 0.2 * np.linalg.norm(flat, axis=1)
+    close = neighbours(world)
     near = close.sum(axis=1) > 1
 
     assert near.sum() == 120
@@ -99,7 +104,7 @@ def test_duplicates_are_near_copies_of_three_prompts_of_twice_the_norm():
 
 
 def test_all_prompts_may_be_duplicates():
-    draw(duplicates=1.0)
+    assert connected_components(neighbours(draw(duplicates=1.0)))[0] == 3
 
 
 def test_a_shift_aims_the_pool_at_the_deployment():
