@@ -49,8 +49,8 @@ def _gaps_given(gaps: FloatArray, correlation: float) -> FloatArray:
 def correlation_given(gaps: FloatArray, *, assumed: float) -> tuple[float, float]:
     """Posterior mean and standard deviation of rho given labels.
 
-    The prior is normal about `assumed` with standard deviation 0.35, cut at -0.98 and 0.98. Chosen pairs tell as much as
-    random ones: the chance of a label is conditional on its pair's gap.
+    The prior is normal about `assumed` with standard deviation 0.35, cut at -0.98 and 0.98. Chosen pairs tell as much
+    as random ones: the chance of a label is conditional on its pair's gap.
 
     Args:
         gaps: proxy score of the chosen response minus that of the rejected, in units of the pool's root mean square
