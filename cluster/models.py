@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Literal, Protocol
 
 from filelock import FileLock
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 
 from cluster.errors import InputError
 from cluster.storage import digest_of, digest_of_file, digest_of_folder
@@ -123,13 +123,27 @@ class Policy(BaseModel):
         return f"policy-{self.digest[:12]}"
 
 
+class LoraShape(BaseModel):
+    """Shape of an adapter, over all linear layers."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    r: PositiveInt = Field(8, description="rank")
+    lora_alpha: PositiveInt = 16
+    lora_dropout: float = Field(0.0, ge=0, lt=1)
+
+
 class Contrast(BaseModel):
-    """A policy and the reference it is measured against; implicit rewards are beta (log pi - log pi_ref)."""
+    """A policy and the reference it is measured against; implicit rewards are beta (log pi - log pi_ref).
+
+    `lora` is the shape of the adapter that is trained next.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     policy: Policy
     reference: Policy
+    lora: LoraShape = LoraShape()
 
 
 def base_policy(checkpoint: AnyCheckpoint, cache: Path) -> Policy:

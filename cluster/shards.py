@@ -1,12 +1,19 @@
 """Shards: Ray Data spreads the slices of a job over actors, one call a shard."""
 
+import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import pyarrow as pa
 
-Report = Callable[[int, int], None]
-"""Called with (shards done, shards in all) as they finish."""
+
+class Report(Protocol):
+    """Told of progress."""
+
+    def __call__(self, done: int, total: int, tokens_per_second: float = 0.0) -> None:
+        """Hear how many parts of the work are done, of how many, and how fast so far where that is known."""
+        ...
+
 
 Shard = dict[str, int]
 Work = Callable[[Shard, Any, Any], dict[str, Any]]
@@ -21,9 +28,11 @@ def over_shards(
 ) -> list[dict[str, Any]]:
     """Have `work(shard, job, actor)` done for every shard, each actor on one at a time; gives the rows.
 
-    `work` is a module-level function, so that it pickles by reference.
+    `work` is a module-level function, so that it pickles by reference. Where its rows have `tokens`, they are counted.
     """
     import ray
+
+    started, tokens = time.perf_counter(), 0
 
     rows = ray.data.from_items(list(shards), override_num_blocks=len(shards)).map_batches(
         _relay,
@@ -36,7 +45,8 @@ def over_shards(
     done = []
     for row in rows.iter_rows():
         done.append(row)
-        report(len(done), len(shards))
+        tokens += row.get("tokens", 0)
+        report(len(done), len(shards), tokens / (time.perf_counter() - started))
     return done
 
 

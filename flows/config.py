@@ -12,7 +12,7 @@ from pydantic_core import ErrorDetails
 from cluster.errors import InputError
 from cluster.models import AnyCheckpoint
 from tasks.evaluation import EvaluationConfig
-from tasks.features import FeaturesConfig
+from tasks.features import DEFAULT_KIND, FEATURES, Features
 from tasks.generation import GenerationConfig
 from tasks.labelling import LabellingConfig
 from tasks.promotion import PromotionConfig
@@ -32,7 +32,7 @@ class RoundConfig(BaseModel):
     seed: int = Field(0, ge=0, description="decides prompts, responses and training; labels have a seed of their own")
     prompts: PromptsConfig
     generation: GenerationConfig = GenerationConfig()
-    features: FeaturesConfig = FeaturesConfig()
+    features: Features = FEATURES[DEFAULT_KIND]()
     selection: SelectionConfig
     labelling: LabellingConfig = LabellingConfig()
     training: TrainingConfig = TrainingConfig()

@@ -48,7 +48,7 @@ class History:
 
     def contrast(self, config: TrainingConfig) -> Contrast:
         """The round's policy against the reference that the config names."""
-        return Contrast(policy=self.policy, reference=self._named(config.reference))
+        return Contrast(policy=self.policy, reference=self._named(config.reference), lora=config.lora)
 
     def lessons(self, config: TrainingConfig, preferences: Table) -> Lessons:
         """What this round trains on: its own labels, or those of all rounds so far."""

@@ -67,9 +67,11 @@ def open_round(
 
     Raises:
         InputError: the lineage is busy, has run with another config, or lacks an earlier round.
+        InputError: the policy can't have such features.
     """
     with claim(config, lineage, settings):
         past = history(Store(settings.store), lineage, round_number, base_policy(config.model, settings.cache))
+        config.features.require_fit(past.contrast(config.training), config.seed, settings)
         tracker = Tracker(tracking_uri=settings.tracking, experiment=EXPERIMENT, artifact_root=settings.artifact_root)
         run = _open_run(tracker, config, lineage, round_number)
         here = RoundContext(lineage, round_number, config.seed, settings, tracker, run)

@@ -8,7 +8,7 @@ from flows.config import RoundConfig
 from flows.opening import check_round, open_round
 from tasks.candidates import Offer
 from tasks.evaluation import evaluate_policy
-from tasks.features import compute_features
+from tasks.features import compute_features, likelihoods_alone
 from tasks.generation import generate_responses
 from tasks.labelling import label_pairs
 from tasks.promotion import promote_policy
@@ -36,7 +36,7 @@ def preference_round(config: RoundConfig, lineage: str, round_number: int) -> No
             past.rounds, here, labelled=config.selection.labels == "current", offer_rounds=config.selection.offer_rounds
         )
         recalled_features = compute_features(recalled, contrast, config.features, here, name="recalled_features")
-        offer = Offer(features, recalled_features, past.rounds)
+        offer = Offer(features, recalled_features, past.rounds, config.features.num_components)
         pairs = select_pairs(offer, config.selection, config.training.beta, here)
         preferences = label_pairs(pairs, [pool, recalled], config.labelling, here)
         lessons = past.lessons(config.training, preferences)
@@ -50,7 +50,7 @@ def preference_round(config: RoundConfig, lineage: str, round_number: int) -> No
             "previous": generate_responses(held_out, past.policy, asked, here, name="answers_previous"),
         }
         judged = Contrast(policy=policy, reference=contrast.reference)
-        unscored = config.features.model_copy(update={"proxy": None})
-        answer_features = compute_features(answers["policy"], judged, unscored, here, name="answer_features")
+        likelihoods = likelihoods_alone(config.features)
+        answer_features = compute_features(answers["policy"], judged, likelihoods, here, name="answer_features")
         scores = evaluate_policy(answers, answer_features, config.evaluation, here)
         promote_policy(trained, scores, config.promotion, here)

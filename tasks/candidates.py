@@ -1,7 +1,8 @@
 """Candidates: the pairs that a round may choose from and the labels it holds, read from tables into arrays."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Literal
 
 import numpy as np
@@ -12,8 +13,9 @@ from cluster.errors import InputError
 from tasks.design.arrays import BoolArray, FloatArray, IntArray
 from tasks.design.kernels import pair_slots
 from tasks.design.pool import Labels, Pool
-from tasks.design.preprocess import Projection, fit_projection
-from tasks.tables import PREFERENCES, PROXY_SCORE, RESPONSES, PastRound, Table, latest, read, read_features
+from tasks.design.preprocess import Blocks, Projection, Scaling, fit_projection, fit_scaling
+from tasks.feature_tables import VECTOR, concat_features, read_features, vectors_of
+from tasks.tables import PREFERENCES, PROXY_SCORE, RESPONSES, PastRound, Table, latest, read
 
 LabelFeatures = Literal["current", "stored"]
 
@@ -26,11 +28,14 @@ class Offer:
         features: scores of this round's pool.
         recalled: scores of responses of earlier rounds under this round's policy and reference.
         past: the earlier rounds, in order.
+        num_components: principal axes of the standardised vectors that are kept at most; None: the vectors as they are,
+            but for one factor that makes their mean square about their mean 1.
     """
 
     features: Table
     recalled: Table
     past: Sequence[PastRound] = ()
+    num_components: int | None = None
 
     @property
     def digests(self) -> list[str]:
@@ -47,13 +52,11 @@ class Reading:
         labels: whose features the labels held have: "current": those of the recalled responses; "stored": those with
             which their pairs were chosen.
         offer_rounds: number of last rounds whose pools are offered again.
-        num_components: principal axes that are kept at most.
     """
 
     beta: float
     labels: LabelFeatures
     offer_rounds: int
-    num_components: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,29 +119,44 @@ def candidates(offer: Offer, reading: Reading) -> tuple[Pool, Grid]:
     Raises:
         InputError: the proxy scored some of the valid responses and left out others.
     """
-    scored, staleness, recalled = _offered(offer, reading.offer_rounds)
-    grid = Grid.of(scored, staleness)
+    responses = _offered(offer, reading.offer_rounds)
+    scored = responses.table
+    grid = Grid.of(scored, responses.staleness)
     valid = grid.fill(scored.column("valid").to_numpy(), False)
-    vectors = grid.fill(_vectors(scored), 0.0)
-    projection = fit_projection(vectors, valid, dim=min(reading.num_components, vectors.shape[2]))
-    features = np.where(valid[..., None], projection(vectors), 0.0)
+    projection = _projection(responses, offer.num_components)
+    features = _features(responses, grid, projection)
     pool = Pool(
         features=features,
         valid=valid,
         rewards=grid.fill(_rewards(scored, reading.beta), 0.0),
         beta=reading.beta,
-        labels=_labels(offer, recalled, projection, reading),
+        labels=_labels(offer, projection, reading),
         fisher=_fisher(features, valid, grid.staleness),
         scores=_scores(scored, grid),
-        log_probs=grid.fill(scored.column("logp_policy").to_numpy(), 0.0),
-        lengths=grid.fill(scored.column("num_tokens").to_numpy().astype(np.float64), 0.0),
+        log_probs=grid.fill(_numbers(scored, "logp_policy"), 0.0),
+        lengths=grid.fill(_numbers(scored, "num_tokens"), 0.0),
         offered=grid.without(_labelled(offer.past)),
     )
     return pool, grid
 
 
-def _offered(offer: Offer, offer_rounds: int) -> tuple[pa.Table, list[int], pa.Table]:
-    """The responses of this round's pool and after them those that are offered again; their staleness; the recalled."""
+@dataclass(frozen=True, eq=False)
+class _Responses:
+    """The responses that are offered.
+
+    Attributes:
+        table: all columns of their features but the vectors.
+        staleness: of each.
+        blocks: their vectors, some at a time and in order, float32 (rows, dim); nothing is copied before it is used.
+    """
+
+    table: pa.Table
+    staleness: list[int]
+    blocks: Blocks
+
+
+def _offered(offer: Offer, offer_rounds: int) -> _Responses:
+    """The responses of this round's pool and after them those that are offered again."""
     fresh, recalled = read_features(offer.features.path), read_features(offer.recalled.path)
     again = latest(offer.past, offer_rounds)
     ages = {
@@ -146,23 +164,50 @@ def _offered(offer: Offer, offer_rounds: int) -> tuple[pa.Table, list[int], pa.T
         for age, one in zip(range(len(again), 0, -1), again, strict=True)
         for name in read(one.pool.path, RESPONSES).column("response_id").to_pylist()
     } | dict.fromkeys(fresh.column("response_id").to_pylist(), 0)
-    found = [ages.get(name, 0) for name in recalled.column("response_id").to_pylist()]
-    if not any(found):
-        return fresh, [0] * fresh.num_rows, recalled
-    stale = recalled.filter(pa.array([age > 0 for age in found]))
-    staleness = [0] * fresh.num_rows + [age for age in found if age > 0]
-    return pa.concat_tables([fresh, stale]), staleness, recalled
+    found = np.array([ages.get(name, 0) for name in recalled.column("response_id").to_pylist()], dtype=np.intp)
+    stale = np.flatnonzero(found)
+    if not len(stale):
+        return _Responses(fresh.drop_columns(VECTOR), [0] * fresh.num_rows, lambda: vectors_of(fresh))
+    concat_features([fresh, recalled], str(offer.recalled.path))
+    table = pa.concat_tables([fresh.drop_columns(VECTOR), recalled.drop_columns(VECTOR).take(pa.array(stale))])
+    staleness = [0] * fresh.num_rows + found[stale].tolist()
+    return _Responses(table, staleness, lambda: chain(vectors_of(fresh), vectors_of(recalled, stale)))
 
 
-def _vectors(scored: pa.Table) -> FloatArray:
-    column = scored.column("feature").combine_chunks()
-    return np.asarray(column.flatten()).reshape(len(column), -1).astype(np.float64)
+def _projection(responses: _Responses, num_components: int | None) -> Projection | Scaling:
+    """What is fitted on the valid responses that are offered."""
+    valid = responses.table.column("valid").to_numpy()
+
+    def blocks() -> Iterator[FloatArray]:
+        start = 0
+        for block in responses.blocks():
+            yield block[valid[start : start + len(block)]]
+            start += len(block)
+
+    return fit_scaling(blocks) if num_components is None else fit_projection(blocks, dim=num_components)
+
+
+def _features(responses: _Responses, grid: Grid, projection: Projection | Scaling) -> FloatArray:
+    """Projected vectors in their places, (P, K, dim); zeros in padding and for what is not valid."""
+    valid, (rows, columns) = responses.table.column("valid").to_numpy(), grid.places
+    filled, start = np.zeros((*grid.response_ids.shape, projection.dim), dtype=projection.dtype), 0
+    for block in responses.blocks():
+        stop = start + len(block)
+        kept = valid[start:stop]
+        filled[rows[start:stop][kept], columns[start:stop][kept]] = projection(block[kept])
+        start = stop
+    return filled
+
+
+def _numbers(scored: pa.Table, name: str) -> FloatArray:
+    """A column as float64, 0 where it is null."""
+    numbers: FloatArray = scored.column(name).fill_null(0).to_numpy().astype(np.float64)
+    return numbers
 
 
 def _rewards(scored: pa.Table, beta: float) -> FloatArray:
-    """Implicit rewards beta (log pi - log pi_ref), nats."""
-    ratio: FloatArray = scored.column("logp_policy").to_numpy() - scored.column("logp_reference").to_numpy()
-    return beta * ratio
+    """Implicit rewards beta (log pi - log pi_ref), nats; 0 where there is no score."""
+    return beta * (_numbers(scored, "logp_policy") - _numbers(scored, "logp_reference"))
 
 
 def _scores(scored: pa.Table, grid: Grid) -> FloatArray | None:
@@ -176,16 +221,15 @@ def _scores(scored: pa.Table, grid: Grid) -> FloatArray | None:
             "were their features written with another features.proxy? Remove those tables and let their stages run "
             "again, or set features.proxy to null"
         )
-    scores: FloatArray = grid.fill(scored.column(PROXY_SCORE).fill_null(0.0).to_numpy(), 0.0)
-    return scores
+    return grid.fill(_numbers(scored, PROXY_SCORE), 0.0)
 
 
 def _fisher(features: FloatArray, valid: BoolArray, staleness: IntArray) -> FloatArray | None:
-    """None where the pool is all of this round, and says it itself."""
-    fresh = staleness == 0
-    if fresh.all():
+    """None where the pool is all of this round, and says it itself; rows of this round come first."""
+    fresh = int((staleness == 0).sum())
+    if fresh == len(staleness):
         return None
-    own = Pool(features=features[fresh], valid=valid[fresh], rewards=np.zeros(valid[fresh].shape), beta=1.0)
+    own = Pool(features=features[:fresh], valid=valid[:fresh], rewards=np.zeros(valid[:fresh].shape), beta=1.0)
     return own.policy_fisher
 
 
@@ -195,24 +239,30 @@ def _labelled(past: Sequence[PastRound]) -> Iterable[tuple[str, str]]:
         yield from zip(labels.column("chosen").to_pylist(), labels.column("rejected").to_pylist(), strict=True)
 
 
-def _labels(offer: Offer, recalled: pa.Table, projection: Projection, reading: Reading) -> Labels | None:
+def _labels(offer: Offer, projection: Projection | Scaling, reading: Reading) -> Labels | None:
     if not offer.past:
         return None
+    fresh, recalled = read_features(offer.features.path), read_features(offer.recalled.path)
     stored = [_ends([one], _stored(one)) for one in offer.past]
     ends = [_ends(offer.past, recalled)] if reading.labels == "current" else stored
+    concat_features([fresh, *(end.slice(0, 0) for pair in ends for end in pair)], str(offer.features.path))
     differences = [projection(_vectors(chosen)) - projection(_vectors(rejected)) for chosen, rejected in ends]
     margins = [_rewards(chosen, reading.beta) - _rewards(rejected, reading.beta) for chosen, rejected in ends]
     return Labels(
-        differences=np.concatenate(differences),
+        differences=np.concatenate(differences).astype(np.float64),
         margins=np.concatenate(margins),
         score_gaps=_score_gaps(stored),
         prompts=_prompts(offer.past),
     )
 
 
+def _vectors(scored: pa.Table) -> FloatArray:
+    return np.concatenate(list(vectors_of(scored)))
+
+
 def _stored(one: PastRound) -> pa.Table:
     tables = [read_features(table.path) for table in (one.features, one.recalled_features)]
-    return pa.concat_tables([table for table in tables if table.num_rows])
+    return concat_features([table for table in tables if table.num_rows], str(one.features.path))
 
 
 def _ends(past: Sequence[PastRound], scored: pa.Table) -> tuple[pa.Table, pa.Table]:

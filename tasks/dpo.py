@@ -35,7 +35,7 @@ class Plan:
     """One training run; paths are seen by every worker."""
 
     model: Path
-    start: Path | None
+    start: Path
     reference: Path | None
     preferences: tuple[Path, ...]
     target: Path
@@ -112,8 +112,7 @@ def _place_adapters(model: PeftModel, plan: Plan) -> None:
 
     TRL takes the adapter of that name as the reference where there is one, and the bare base model where there is none.
     """
-    if plan.start is not None:
-        set_peft_model_state_dict(model, load_peft_weights(str(plan.start)), adapter_name="default")
+    set_peft_model_state_dict(model, load_peft_weights(str(plan.start)), adapter_name="default")
     if plan.reference is not None:
         model.load_adapter(str(plan.reference), adapter_name=REFERENCE, is_trainable=False)
         model.set_adapter("default")

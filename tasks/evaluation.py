@@ -9,9 +9,10 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 
 from cluster.storage import StageKey, digest_of
+from tasks.feature_tables import read_features
 from tasks.labellers.rewards import AnyReward, Sentiment
 from tasks.stages import Publish, RoundContext, run_stage, stage_task
-from tasks.tables import RESPONSES, SCORES, Table, part_path, read, read_features, write_part
+from tasks.tables import RESPONSES, SCORES, Table, part_path, read, write_part
 
 Values = NDArray[np.float64]
 

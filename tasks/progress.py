@@ -27,14 +27,16 @@ RunLogger = logging.Logger | logging.LoggerAdapter[logging.Logger]
 
 @contextmanager
 def progress(description: str) -> Iterator[Report]:
-    """Give a function to call with (done, in all)."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    """Give a function to call with (done, in all, tokens per second)."""
+    speed = TextColumn("{task.fields[speed]}")
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), speed)
     artifact = _artifact(description)
     with Progress(*columns, console=Console(stderr=True)) as bars:
-        bar = bars.add_task(description, total=None)
+        bar = bars.add_task(description, total=None, speed="")
 
-        def report(done: int, total: int) -> None:
-            bars.update(bar, completed=done, total=total)
+        def report(done: int, total: int, tokens_per_second: float = 0.0) -> None:
+            speed = f"{tokens_per_second:.0f} tokens/s" if tokens_per_second else ""
+            bars.update(bar, completed=done, total=total, speed=speed)
             if artifact is not None:
                 update_progress_artifact(artifact, progress=100 * done / total)
 

@@ -32,7 +32,6 @@ class SelectionConfig(BaseModel):
 
     selector: Annotated[AnySelector, Field(discriminator="kind")] = RobustDesign()
     budget: PositiveInt = Field(description="pairs to label in one round")
-    num_components: PositiveInt = Field(128, description="principal axes of the standardised features that are kept")
     labels: LabelFeatures = Field(
         "current", description="features of earlier labels: under the present policy, or as stored when chosen"
     )
@@ -66,8 +65,8 @@ def select_pairs(offer: Offer, config: SelectionConfig, beta: float, here: Round
         write_part(part_path(folder, 0), rows, PAIRS)
         return measures
 
-    facts = config.model_dump() | {"beta": beta, "seed": question.seed}
-    key = StageKey("pairs", facts, offer.digests, version=3)
+    facts = config.model_dump() | {"beta": beta, "seed": question.seed, "num_components": offer.num_components}
+    key = StageKey("pairs", facts, offer.digests, version=4)
     table = run_stage(key, work, here, publish=Publish("selection", parquet=True))
     tell_notes(key, here)
     return table
@@ -101,9 +100,7 @@ def choose_noting(question: Question, note: Path) -> tuple[list[dict[str, Any]],
 def choose(question: Question) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Rows of PAIRS in order of choice, and the measures of the selection with its certificate."""
     config = question.config
-    pool, grid = candidates(
-        question.offer, Reading(question.beta, config.labels, config.offer_rounds, config.num_components)
-    )
+    pool, grid = candidates(question.offer, Reading(question.beta, config.labels, config.offer_rounds))
     selection = config.selector(pool, config.budget, np.random.default_rng(question.seed))
     _require_weights(selection.loss_weights)
     return _rows(selection, grid), _measures(pool, selection, grid)

@@ -1,4 +1,7 @@
-"""Contracts between stages: the Arrow schemas, and the only ways to write and read a stage's Parquet."""
+"""Contracts between stages: the Arrow schemas, and the only ways to write and read a stage's Parquet.
+
+Features have a module of their own, `feature_tables`.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,30 +14,34 @@ from pydantic import BaseModel, ConfigDict
 from cluster.errors import InputError
 from cluster.storage import atomic_path, digest_of
 
+PARQUET, ARROW = ".parquet", ".arrow"
+"""Endings of the tables of a stage; features alone are Arrow files, to be mapped into memory."""
+
 MESSAGES = pa.list_(pa.struct([pa.field("role", pa.string()), pa.field("content", pa.string(), nullable=False)]))
 
 
-def _required(name: str, kind: pa.DataType) -> pa.Field:
+def required(name: str, kind: pa.DataType) -> pa.Field:
+    """A column without nulls."""
     return pa.field(name, kind, nullable=False)
 
 
-PROMPTS = pa.schema([_required("prompt_id", pa.string()), _required("messages", MESSAGES)])
+PROMPTS = pa.schema([required("prompt_id", pa.string()), required("messages", MESSAGES)])
 """One row a prompt; a message without a role is plain text that the policy continues."""
 
 RESPONSES = pa.schema(
     [
-        _required("response_id", pa.string()),
-        _required("prompt_id", pa.string()),
-        _required("messages", MESSAGES),
-        _required("index", pa.int32()),
-        _required("text", pa.string()),
-        _required("token_ids", pa.list_(pa.int32())),
-        _required("logprob", pa.float64()),
-        _required("finish_reason", pa.string()),
+        required("response_id", pa.string()),
+        required("prompt_id", pa.string()),
+        required("messages", MESSAGES),
+        required("index", pa.int32()),
+        required("text", pa.string()),
+        required("token_ids", pa.list_(pa.int32())),
+        required("logprob", pa.float64()),
+        required("finish_reason", pa.string()),
         pa.field("fault", pa.string()),
-        _required("sampling", pa.string()),
-        _required("policy", pa.string()),
-        _required("engine", pa.string()),
+        required("sampling", pa.string()),
+        required("policy", pa.string()),
+        required("engine", pa.string()),
     ]
 )
 """One row a response. `logprob`: summed over its tokens under the sampler (after temperature and truncation), nats.
@@ -42,12 +49,12 @@ RESPONSES = pa.schema(
 
 PAIRS = pa.schema(
     [
-        _required("pair_id", pa.string()),
-        _required("order", pa.int32()),
-        _required("prompt_id", pa.string()),
-        _required("response_a", pa.string()),
-        _required("response_b", pa.string()),
-        _required("staleness", pa.int32()),
+        required("pair_id", pa.string()),
+        required("order", pa.int32()),
+        required("prompt_id", pa.string()),
+        required("response_a", pa.string()),
+        required("response_b", pa.string()),
+        required("staleness", pa.int32()),
         pa.field("weight", pa.float64()),
         pa.field("inclusion_probability", pa.float64()),
         pa.field("loss_weight", pa.float64()),
@@ -59,16 +66,16 @@ since the pool of the pair was written, 0 for this round's. `loss_weight`: of it
 
 PREFERENCES = pa.schema(
     [
-        _required("pair_id", pa.string()),
-        _required("prompt_id", pa.string()),
-        _required("messages", MESSAGES),
-        _required("chosen", pa.string()),
-        _required("rejected", pa.string()),
-        _required("chosen_text", pa.string()),
-        _required("rejected_text", pa.string()),
-        _required("swapped", pa.bool_()),
+        required("pair_id", pa.string()),
+        required("prompt_id", pa.string()),
+        required("messages", MESSAGES),
+        required("chosen", pa.string()),
+        required("rejected", pa.string()),
+        required("chosen_text", pa.string()),
+        required("rejected_text", pa.string()),
+        required("swapped", pa.bool_()),
         pa.field("probability", pa.float64()),
-        _required("labeller", pa.string()),
+        required("labeller", pa.string()),
         pa.field("weight", pa.float64()),
     ]
 )
@@ -77,14 +84,14 @@ PREFERENCES = pa.schema(
 
 SCORES = pa.schema(
     [
-        _required("prompt_id", pa.string()),
-        _required("reward", pa.float64()),
-        _required("reward_base", pa.float64()),
-        _required("reward_previous", pa.float64()),
-        _required("win_base", pa.float64()),
-        _required("win_previous", pa.float64()),
-        _required("kl", pa.float64()),
-        _required("num_tokens", pa.float64()),
+        required("prompt_id", pa.string()),
+        required("reward", pa.float64()),
+        required("reward_base", pa.float64()),
+        required("reward_previous", pa.float64()),
+        required("win_base", pa.float64()),
+        required("win_previous", pa.float64()),
+        required("kl", pa.float64()),
+        required("num_tokens", pa.float64()),
     ]
 )
 """One row a held-out prompt, means over its responses. `win_*`: share of wins, ties count half. `kl`: nats."""
@@ -93,27 +100,8 @@ SCORES = pa.schema(
 PROXY_SCORE = "proxy_score"
 """The column whose numbers are finite wherever it stands, in a table with one row a response."""
 
-JUDGED = pa.schema([_required("response_id", pa.string()), _required(PROXY_SCORE, pa.float32())])
+JUDGED = pa.schema([required("response_id", pa.string()), required(PROXY_SCORE, pa.float32())])
 """One row a response: what a reward model makes of it."""
-
-
-def features_schema(dim: int) -> pa.Schema:
-    """FEATURES for vectors of `dim` numbers: one row a response; log-probabilities summed over its tokens, nats.
-
-    `proxy_score`: what a stand-in for the labeller makes of the response; null where the config names none.
-    """
-    return pa.schema(
-        [
-            _required("response_id", pa.string()),
-            _required("prompt_id", pa.string()),
-            _required("valid", pa.bool_()),
-            _required("num_tokens", pa.int32()),
-            _required("logp_policy", pa.float64()),
-            _required("logp_reference", pa.float64()),
-            _required("feature", pa.list_(pa.float32(), dim)),
-            pa.field(PROXY_SCORE, pa.float64()),
-        ]
-    )
 
 
 class Table(BaseModel):
@@ -218,19 +206,27 @@ def write_arrow(path: Path, table: pa.Table, schema: pa.Schema) -> None:
 
 
 def inspect(folder: Path) -> tuple[int, str | None]:
-    """Rows of a stage folder and the digest of its schema (None where it has no Parquet), without reading data."""
-    files = [pq.ParquetFile(path) for path in parts(folder)]
-    return sum(file.metadata.num_rows for file in files), schema_digest(files[0].schema_arrow) if files else None
+    """Rows of a stage folder and the digest of its schema (None where it has no table), without reading data."""
+    files = [_headed(path) for path in parts(folder)]
+    return sum(rows for rows, _ in files), schema_digest(files[0][1]) if files else None
+
+
+def _headed(path: Path) -> tuple[int, pa.Schema]:
+    if path.suffix == ARROW:
+        table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+        return table.num_rows, table.schema
+    file = pq.ParquetFile(path)
+    return file.metadata.num_rows, file.schema_arrow
 
 
 def parts(folder: Path) -> list[Path]:
-    """The Parquet files of a stage folder in order."""
-    return sorted(folder.glob("part-*.parquet"))
+    """The tables of a stage folder in order."""
+    return sorted(path for path in folder.glob("part-*") if path.suffix in {PARQUET, ARROW})
 
 
-def part_path(folder: Path, shard: int) -> Path:
+def part_path(folder: Path, shard: int, suffix: str = PARQUET) -> Path:
     """Where shard number `shard` of a stage lies."""
-    return folder / f"part-{shard:05d}.parquet"
+    return folder / f"part-{shard:05d}{suffix}"
 
 
 def read(folder: Path, schema: pa.Schema) -> pa.Table:
@@ -241,18 +237,3 @@ def read(folder: Path, schema: pa.Schema) -> pa.Table:
     """
     tables = [check(pq.read_table(path), schema, str(path)) for path in parts(folder)]
     return pa.concat_tables(tables) if tables else schema.empty_table()
-
-
-def read_features(folder: Path) -> pa.Table:
-    """All rows of a feature stage, whatever the dimension of its vectors; of dimension 1 where it has no row.
-
-    Raises:
-        InputError: a file doesn't keep the schema.
-    """
-    files = parts(folder)
-    if not files:
-        return features_schema(1).empty_table()
-    found = pq.read_schema(files[0])
-    kind = found.field("feature").type if "feature" in found.names else pa.null()
-    dim = kind.list_size if pa.types.is_fixed_size_list(kind) else 1  # whatever: the check then lists the faults
-    return read(folder, features_schema(dim))

@@ -17,7 +17,8 @@ from pydantic import (
     model_validator,
 )
 
-from cluster.models import Policy
+from cluster.adapters import fresh_adapter
+from cluster.models import LoraShape, Policy
 from cluster.settings import TrainSettings
 from cluster.storage import StageKey
 from cluster.tracking import Tracker
@@ -26,16 +27,6 @@ from tasks.tables import Table
 
 if TYPE_CHECKING:
     from tasks.dpo import Plan
-
-
-class LoraShape(BaseModel):
-    """Shape of the adapter, over all linear layers."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    r: PositiveInt = Field(8, description="rank")
-    lora_alpha: PositiveInt = 16
-    lora_dropout: float = Field(0.0, ge=0, lt=1)
 
 
 class OptimizerConfig(BaseModel):
@@ -94,10 +85,10 @@ def train_policy(lessons: Lessons, config: TrainingConfig, here: RoundContext) -
 
     def work(folder: Path) -> dict[str, Any]:
         started = time.perf_counter()
-        measures = _run(_plan(lessons, config, folder, seed=seed, use_gpu=here.settings.train.use_gpu), here)
+        measures = _run(_plan(lessons, config, folder, here), here)
         return measures | {"model_seconds": time.perf_counter() - started, "num_labels": _rows(lessons)}
 
-    facts = config.model_dump(exclude={"save_steps"}) | {"seed": seed}
+    facts = config.model_dump(exclude={"save_steps"}) | {"seed": seed, "adapter_seed": here.seed}
     key = StageKey("adapter", facts, inputs)
     table = run_stage(key, work, here, publish=Publish("training"))
     here.tracker.log_folder(here.run, here.store.stage(key).path / ADAPTER, artifact_path=ADAPTER)
@@ -113,13 +104,14 @@ def _rows(lessons: Lessons) -> int:
     return sum(table.rows for table in lessons.preferences)
 
 
-def _plan(lessons: Lessons, config: TrainingConfig, folder: Path, *, seed: int, use_gpu: bool) -> "Plan":
+def _plan(lessons: Lessons, config: TrainingConfig, folder: Path, here: RoundContext) -> "Plan":
     from tasks.dpo import Plan
 
     optimizer = config.optimizer
+    fresh = fresh_adapter(lessons.base, config.lora, here.seed, here.settings.cache)
     return Plan(
         model=lessons.base.model,
-        start=lessons.start.adapter,
+        start=lessons.start.adapter or fresh,
         reference=lessons.reference.adapter,
         preferences=tuple(table.path for table in lessons.preferences),
         target=folder / ADAPTER,
@@ -133,11 +125,11 @@ def _plan(lessons: Lessons, config: TrainingConfig, folder: Path, *, seed: int, 
             "per_device_train_batch_size": optimizer.micro_batch_size,
             "warmup_steps": optimizer.warmup_steps,
             "weight_decay": optimizer.weight_decay,
-            "seed": seed,
+            "seed": here.seed_of("training"),
         },
         lora=config.lora.model_dump(),
         batch_size=optimizer.batch_size,
-        use_gpu=use_gpu,
+        use_gpu=here.settings.train.use_gpu,
     )
 
 

@@ -1,13 +1,16 @@
-"""Feature space: standardise and rotate to principal axes."""
+"""Feature space: standardise and rotate to principal axes, or scale as a whole."""
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from scipy.linalg import eigh
 
-from tasks.design.arrays import BoolArray, FloatArray
+from tasks.design.arrays import FloatArray
 
-_ROWS_PER_CHUNK = 8192
+Blocks = Callable[[], Iterator[FloatArray]]
+"""Gives rows of features, some at a time, (rows, dim_in): so that they need never be in memory all at once."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -20,9 +23,16 @@ class Projection:
         axes: principal axes as columns, (dim_in, dim_out); the entry of largest size is positive.
     """
 
+    dtype: ClassVar[type[np.floating]] = np.float64
+
     mean: FloatArray
     gain: FloatArray
     axes: FloatArray
+
+    @property
+    def dim(self) -> int:
+        """Numbers of a projected vector."""
+        return int(self.axes.shape[1])
 
     def __call__(self, features: FloatArray) -> FloatArray:
         """Map (..., dim_in) to (..., dim_out) float64."""
@@ -35,43 +45,96 @@ class Projection:
         return standard
 
 
-def fit_projection(features: FloatArray, valid: BoolArray, *, dim: int) -> Projection:
-    """Standardise the columns over the valid responses, then keep the first `dim` principal axes.
+@dataclass(frozen=True)
+class Scaling:
+    """One factor for all numbers, which keeps the geometry and gives a ridge the same meaning whatever the features.
+
+    Attributes:
+        factor: 1 / root mean square of the numbers it was fitted on, about each column's mean; 1 where rows are alike.
+        dim: numbers of a vector.
+    """
+
+    dtype: ClassVar[type[np.floating]] = np.float32
+
+    factor: float
+    dim: int
+
+    def __call__(self, features: FloatArray) -> FloatArray:
+        """Map (..., dim) to float32 (..., dim)."""
+        scaled: FloatArray = np.multiply(features, self.factor, dtype=np.float32)
+        return scaled
+
+
+def fit_scaling(blocks: Blocks) -> Scaling:
+    """The factor that makes the mean square of all numbers 1, each column about its mean.
+
+    Raises:
+        ValueError: there is no row, or one holds NaN or infinity.
+    """
+    mean, count = _mean(blocks)
+    total = sum(float(np.square(block - mean).sum()) for block in blocks())
+    return Scaling(float(np.sqrt(count * len(mean) / total)) if total > 0 else 1.0, len(mean))
+
+
+def fit_projection(blocks: Blocks, *, dim: int) -> Projection:
+    """Standardise the columns, then keep the first `dim` principal axes.
 
     Han, Goyal and Ma (arXiv:2606.19607) are reported to standardise hidden states and keep 128 axes. Directions
     in which the responses don't vary are dropped: `dim_out` is the smaller of `dim` and their rank, and at least 1.
 
     Args:
-        features: (P, K, dim_in).
-        valid: responses to fit on, (P, K).
+        blocks: rows to fit on; they are gone through four times.
         dim: most axes to keep.
 
     Raises:
-        ValueError: `dim` is below 1, no response is valid, or a valid one holds NaN or infinity.
+        ValueError: `dim` is below 1, there is no row, or one holds NaN or infinity.
     """
-    rows = features[valid]
-    if dim < 1 or len(rows) == 0:
-        raise ValueError(f"can't keep {dim} axes of {len(rows)} valid responses: both must be 1 or more")
-    if not np.isfinite(rows).all():
-        prompt, response = np.argwhere(valid)[np.argwhere(~np.isfinite(rows))[0, 0]]
-        raise ValueError(f"features are not finite at prompt {prompt}, response {response}: recompute or mask them")
-    mean, gain = _moments(rows)
+    if dim < 1:
+        raise ValueError(f"can't keep {dim} axes: expected 1 or more")
+    mean, gain = _moments(blocks)
     standard = Projection(mean=mean, gain=gain, axes=np.eye(len(mean)))
-    return Projection(mean=mean, gain=gain, axes=_principal_axes(rows, standard, dim=dim))
+    return Projection(mean=mean, gain=gain, axes=_principal_axes(blocks, standard, dim=dim))
 
 
-def _moments(rows: FloatArray) -> tuple[FloatArray, FloatArray]:
-    mean = rows.mean(axis=0, dtype=np.float64)
-    spread = np.sqrt(sum(np.square(part - mean).sum(axis=0) for part in _parts(rows)) / len(rows))
-    varies = spread > 64 * np.finfo(rows.dtype).eps * np.abs(mean)
+def _finite(blocks: Blocks) -> Iterator[FloatArray]:
+    start = 0
+    for block in blocks():
+        whole = np.isfinite(block).all(axis=1)
+        if not whole.all():
+            raise ValueError(
+                f"features are not finite at response {start + int(whole.argmin())}: recompute or mask them"
+            )
+        start += len(block)
+        yield block
+
+
+def _mean(blocks: Blocks) -> tuple[FloatArray, int]:
+    """Mean of all rows, float64, and how many they are."""
+    sums, count = [], 0
+    for block in _finite(blocks):
+        sums.append(block.sum(axis=0, dtype=np.float64))
+        count += len(block)
+    if not count:
+        raise ValueError("no response is valid: expected one at least")
+    return np.sum(sums, axis=0) / count, count
+
+
+def _moments(blocks: Blocks) -> tuple[FloatArray, FloatArray]:
+    mean, count = _mean(blocks)
+    squares, precision = np.zeros_like(mean), 0.0
+    for block in blocks():
+        squares += np.square(block - mean).sum(axis=0)
+        precision = float(np.finfo(block.dtype).eps)
+    spread = np.sqrt(squares / count)
+    varies = spread > 64 * precision * np.abs(mean)
     return mean, np.divide(1.0, spread, out=np.zeros_like(spread), where=varies & (spread > 0))
 
 
-def _principal_axes(rows: FloatArray, standard: Projection, *, dim: int) -> FloatArray:
-    width = rows.shape[1]
+def _principal_axes(blocks: Blocks, standard: Projection, *, dim: int) -> FloatArray:
+    width = len(standard.mean)
     correlation = np.zeros((width, width))
-    for part in _parts(rows):
-        scaled = standard.standardise(part)
+    for block in blocks():
+        scaled = standard.standardise(block)
         correlation += scaled.T @ scaled
     kept = min(dim, width)
     values, vectors = eigh(correlation, subset_by_index=(width - kept, width - 1))
@@ -81,7 +144,3 @@ def _principal_axes(rows: FloatArray, standard: Projection, *, dim: int) -> Floa
     signs = np.sign(axes[np.abs(axes).argmax(axis=0), np.arange(rank)])
     oriented: FloatArray = axes * signs
     return oriented
-
-
-def _parts(rows: FloatArray) -> list[FloatArray]:
-    return np.split(rows, range(_ROWS_PER_CHUNK, len(rows), _ROWS_PER_CHUNK))

@@ -9,9 +9,11 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from pyarrow import feather
 
 from flows.history import STAGES, recorded
 from tasks.dpo import COMPLETE
+from tasks.tables import ARROW, parts
 
 # Python imports this module of the test's at the start of the command: it kills the command at the moment in which a
 # stage's manifest would take its name, when all of the stage's work is done and nothing says so yet.
@@ -36,7 +38,7 @@ class Kept:
     def look(self, desk: Any) -> None:
         stages = desk.store.root / "stages"
         kept = [*stages.rglob("manifest.json")]
-        kept += [shard for stage in ("responses", "features") for shard in (stages / stage).rglob("part-*.parquet")]
+        kept += [shard for stage in ("responses", "features") for shard in (stages / stage).rglob("part-*")]
         for path in kept:
             written = path.stat().st_mtime_ns
             assert self.files.setdefault(path, written) == written, f"{path} was written twice"
@@ -81,7 +83,7 @@ def survivor(make_desk: Callable[[str], Any], tmp_path_factory: pytest.TempPathF
     folder = tmp_path_factory.mktemp("assassin")
 
     def shards(stage: str) -> list[Path]:
-        return list((desk.store.root / "stages" / stage).rglob("part-*.parquet"))
+        return list((desk.store.root / "stages" / stage).rglob("part-*"))
 
     kill_at_manifest(desk, "prompts", folder)
     kept.look(desk)
@@ -108,8 +110,9 @@ def test_the_killed_round_ends_as_the_undisturbed_one(survivor: Any, undisturbed
     assert tuple(killed) == STAGES
     for stage in STAGES:
         assert killed[stage].digest == whole[stage].digest
-        for path in sorted(whole[stage].path.glob("part-*.parquet")):
-            assert pq.read_table(killed[stage].path / path.name).equals(pq.read_table(path)), stage
+        for path in parts(whole[stage].path):
+            load = feather.read_table if path.suffix == ARROW else pq.read_table
+            assert load(killed[stage].path / path.name).equals(load(path)), stage
 
 
 def test_the_killed_training_ends_with_the_same_weights(survivor: Any, undisturbed: Any) -> None:

@@ -10,9 +10,10 @@ from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterName
 
 from cluster.tracking import Tracker
 from flows.history import STAGES, recorded
+from tasks.feature_tables import read_features
 from tasks.selection import NOTES_TAG
 from tasks.stages import manifest_of
-from tasks.tables import PAIRS, PREFERENCES, PROMPTS, RESPONSES, SCORES, Table, read, read_features
+from tasks.tables import PAIRS, PREFERENCES, PROMPTS, RESPONSES, SCORES, Table, read
 
 BELIEFS = ("objective", "effective_sample_size", "misfit", "proxy_correlation", "length_correlation")
 
@@ -183,7 +184,7 @@ def test_the_published_adapter_loads_with_plain_peft(
 
 
 def test_the_next_round_starts_from_the_new_policy_and_a_finished_one_is_reused(undisturbed: Any) -> None:
-    files = {path: path.stat().st_mtime_ns for path in undisturbed.store.root.rglob("stages/**/*.parquet")}
+    files = {path: path.stat().st_mtime_ns for path in undisturbed.store.root.rglob("stages/**/part-*")}
     output = undisturbed.run("run")
     assert "rounds: 1 run, 1 found finished" in output
     second = recorded(undisturbed.store, "undisturbed", 1)

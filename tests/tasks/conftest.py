@@ -10,8 +10,9 @@ import pytest
 from cluster.settings import Settings
 from cluster.storage import digest_of
 from cluster.tracking import Tracker
+from tasks.feature_tables import VECTOR, features_schema, write_features
 from tasks.stages import RoundContext
-from tasks.tables import PREFERENCES, RESPONSES, PastRound, Table, features_schema, part_path, write_part
+from tasks.tables import ARROW, PREFERENCES, RESPONSES, PastRound, Table, part_path, write_arrow
 
 MakeHere = Callable[..., RoundContext]
 WriteTable = Callable[[Sequence[dict[str, Any]], pa.Schema], Table]
@@ -45,7 +46,11 @@ def write_table(tmp_path: Path) -> WriteTable:
         digest = digest_of([schema.names, repr(rows)])
         folder = tmp_path / "tables" / digest
         if rows:  # as stages do
-            write_part(part_path(folder, 0), rows, schema)
+            table = pa.Table.from_pylist(list(rows), schema=schema)
+            if VECTOR in schema.names:
+                write_features(part_path(folder, 0, ARROW), table, {})
+            else:
+                write_arrow(part_path(folder, 0), table, schema)
         return Table(path=folder, rows=len(rows), digest=digest)
 
     return write

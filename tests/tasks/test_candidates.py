@@ -10,7 +10,8 @@ from cluster.errors import InputError
 from tasks.candidates import LabelFeatures, Offer, Reading, candidates
 from tasks.design.pool import Pool
 from tasks.design.preprocess import fit_projection
-from tasks.tables import PastRound, Table, features_schema
+from tasks.feature_tables import features_schema
+from tasks.tables import PastRound, Table
 
 DIM = 3
 BETA = 0.5
@@ -43,13 +44,20 @@ def build(write_table: Callable[..., Table]) -> Build:
     """An offer of these scores of this round's pool and of recalled responses."""
 
     def offer(rows: list[dict[str, Any]], recalled: list[dict[str, Any]], past: list[PastRound]) -> Offer:
-        return Offer(*(write_table(own, features_schema(DIM)) for own in (rows, recalled)), past)
+        return Offer(*(write_table(own, features_schema(DIM)) for own in (rows, recalled)), past, DIM)
 
     return offer
 
 
 def pool_of(offer: Offer, *, labels: LabelFeatures = "current", offer_rounds: int = 0) -> Pool:
-    return candidates(offer, Reading(BETA, labels, offer_rounds, num_components=DIM))[0]
+    return candidates(
+        offer,
+        Reading(
+            BETA,
+            labels,
+            offer_rounds,
+        ),
+    )[0]
 
 
 def again(rows: list[dict[str, Any]], seed: int) -> list[dict[str, Any]]:
@@ -76,9 +84,7 @@ def test_labels_speak_of_the_policy_that_they_shall_speak_of(
     past = past_round(stored, [("old p-2", "old p-0"), ("old r-0", "old r-1")])
     held = pool_of(build(rows, current, [past]), labels=labels).labels
     source = {"current": current, "stored": stored}[labels]
-    grid = np.zeros((2, 3, DIM))
-    grid[0], grid[1, :2] = vectors(rows[:3]), vectors(rows[3:])
-    projection = fit_projection(grid, np.array([[True] * 3, [True, True, False]]), dim=DIM)
+    projection = fit_projection(lambda: iter([vectors(rows)]), dim=DIM)
     mapped, rewards = projection(vectors(source)), implicit(source)
     assert held is not None
     assert held.differences == pytest.approx(mapped[[2, 3]] - mapped[[0, 4]])
@@ -200,7 +206,7 @@ def test_a_labelled_pair_is_never_offered_again(build: Build, past_round: MakePa
         past_round(old, [("1 p-0", "1 p-2"), ("0 p-0", "0 p-1")], recalled=older),
     ]
     offer = build(rows_of({"p": 2}, seed=3), older + old, past)
-    pool, grid = candidates(offer, Reading(BETA, "current", 2, DIM))
+    pool, grid = candidates(offer, Reading(BETA, "current", 2))
     prompt, first, second = pool.pairs(np.flatnonzero(pool.pair_mask))
     offered = set(zip(grid.response_ids[prompt, first], grid.response_ids[prompt, second], strict=True))
     assert len(offered) == 1 + 6 + 6 + 1 + 1 - 4
@@ -225,7 +231,7 @@ def test_a_response_recalled_for_its_label_alone_is_not_offered(build: Build, pa
 def test_the_policy_speaks_through_its_own_responses_alone(build: Build, past_round: MakePast) -> None:
     rows, old = rows_of({"p": 4, "q": 3}), rows_of({"p": 3, "r": 4}, mark="old ", seed=1)
     past = [past_round(old, [("old p-0", "old p-1")])]
-    pool, grid = candidates(build(rows, old, past), Reading(BETA, "current", 1, DIM))
+    pool, grid = candidates(build(rows, old, past), Reading(BETA, "current", 1))
     assert grid.staleness.tolist() == [0, 0, 1, 1]
     own = Pool(features=pool.features[:2], valid=pool.valid[:2], rewards=pool.rewards[:2], beta=BETA)
     assert pool.policy_fisher == pytest.approx(own.policy_fisher)

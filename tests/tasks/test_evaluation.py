@@ -10,10 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks.evaluation import EvaluationConfig, evaluate_policy, rewards_by_prompt, scores, summary, win_rate
+from tasks.feature_tables import features_schema
 from tasks.labellers.rewards import Length
 from tasks.promotion import PromotionConfig, decide
 from tasks.stages import RoundContext, manifest_of
-from tasks.tables import SCORES, Table, features_schema, read
+from tasks.tables import SCORES, Table, read
 
 CHARACTERS = Length(per="character", unit=1.0)
 REWARDS = st.lists(st.integers(-3, 3).map(float), min_size=1, max_size=5).map(np.array)

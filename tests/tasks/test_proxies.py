@@ -6,15 +6,15 @@ from pathlib import Path
 import pytest
 
 from cluster.errors import InputError
-from tasks.features import FeaturesConfig
+from tasks.features import HiddenFeatures
 from tasks.labellers.rewards import Length, Sentiment
 from tasks.proxies import PROXIES, AnyProxy, ImplicitReward, RewardModel, check_proxy, identity_of
 
 
 def test_every_proxy_is_known_by_its_kind() -> None:
     assert set(PROXIES) == {"sentiment", "length", "reward_model", "implicit_reward"}
-    assert FeaturesConfig.model_validate({"proxy": {"kind": "implicit_reward"}}).proxy == ImplicitReward()
-    named = FeaturesConfig.model_validate({"proxy": {"kind": "reward_model", "path": "/rewards"}}).proxy
+    assert HiddenFeatures.model_validate({"proxy": {"kind": "implicit_reward"}}).proxy == ImplicitReward()
+    named = HiddenFeatures.model_validate({"proxy": {"kind": "reward_model", "path": "/rewards"}}).proxy
     assert named == RewardModel(path=Path("/rewards"))
 
 
@@ -22,7 +22,7 @@ def test_every_proxy_is_known_by_its_kind() -> None:
 def test_what_needs_no_model_is_its_fields_and_always_served(proxy: AnyProxy | None) -> None:
     check_proxy(proxy)
     assert identity_of(proxy) == (None if proxy is None else asdict(proxy))
-    assert identity_of(proxy) == FeaturesConfig(proxy=proxy).model_dump()["proxy"]
+    assert identity_of(proxy) == HiddenFeatures(proxy=proxy).model_dump()["proxy"]
 
 
 @pytest.mark.parametrize("limit", [0, -1])

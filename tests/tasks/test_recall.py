@@ -8,11 +8,12 @@ import pytest
 import tasks.recall
 from tasks.candidates import Offer
 from tasks.design.selectors.baselines import Uniform
+from tasks.feature_tables import features_schema, read_features
 from tasks.labelling import LabellingConfig, label_pairs
 from tasks.recall import recall_responses
 from tasks.selection import Question, SelectionConfig, choose
 from tasks.stages import RoundContext
-from tasks.tables import PAIRS, PREFERENCES, RESPONSES, PastRound, Table, features_schema, parts, read, read_features
+from tasks.tables import PAIRS, PREFERENCES, RESPONSES, PastRound, Table, parts, read
 
 
 def rows_of(mark: str, *, faulty: str = "") -> list[dict[str, Any]]:

@@ -5,26 +5,27 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 import pytest
 import torch
+from pyarrow import feather
 from safetensors.torch import load_file, save_file
 
 from cluster.classifiers import TorchClassifier
 from cluster.models import Contrast, Policy
-from cluster.scorers import Scoring, TorchScorer
 from cluster.session import ray_session
 from cluster.settings import Settings, TorchSettings
-from tasks.features import FeaturesConfig, compute_features
+from tasks.feature_tables import read_features
+from tasks.features import HiddenFeatures, compute_features
 from tasks.labellers.rewards import Length, Sentiment
 from tasks.proxies import AnyProxy, ImplicitReward, RewardModel
+from tasks.scorers import Scoring, TorchScorer
 from tasks.scoring import ScoringJob, score
 from tasks.stages import RoundContext, manifest_of
-from tasks.tables import RESPONSES, Table, part_path, parts, read, read_features, write_part
+from tasks.tables import ARROW, RESPONSES, Table, part_path, parts, read, write_part
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")
 
-SCORING = Scoring(None, None, "mean", 2)
+SCORING = Scoring(None, None, HiddenFeatures(pooling="mean"), same=True, batch_size=2)
 
 
 @pytest.fixture
@@ -43,7 +44,7 @@ def test_only_files_of_responses_without_scores_are_missing(responses: Table, tm
     job = ScoringJob(responses, SCORING, tmp_path / "scores")
     assert job.missing() == [{"shard": 0}, {"shard": 1}, {"shard": 2}]
     job.target.mkdir()
-    part_path(job.target, 1).touch()
+    part_path(job.target, 1, ARROW).touch()
     assert job.missing() == [{"shard": 0}, {"shard": 2}]
 
 
@@ -51,8 +52,8 @@ def test_nothing_starts_where_nothing_is_missing(responses: Table, tmp_path: Pat
     job = ScoringJob(responses, SCORING, tmp_path / "scores")
     job.target.mkdir()
     for shard in range(3):
-        part_path(job.target, shard).touch()
-    assert score(job, tmp_path / "no model", TorchSettings(), lambda *_: None) == 0.0
+        part_path(job.target, shard, ARROW).touch()
+    assert score(job, tmp_path / "no model", TorchSettings(), lambda *_: None) == {"model_seconds": 0.0}
 
 
 @pytest.mark.parametrize("proxy", [None, Sentiment(), ImplicitReward()])
@@ -63,7 +64,7 @@ def test_no_responses_are_scored_without_a_model_in_a_stage_of_the_proxys_own(
     proxy: AnyProxy | None,
 ) -> None:
     nobody = Policy(digest="nobody", model=tmp_path / "no model")
-    contrast, config = Contrast(policy=nobody, reference=nobody), FeaturesConfig(proxy=proxy)
+    contrast, config = Contrast(policy=nobody, reference=nobody), HiddenFeatures(proxy=proxy)
     table = compute_features.fn(write_responses({}), contrast, config, here, name="recalled_features")
     assert (table.rows, read_features(table.path).num_rows) == (0, 0)
     assert (manifest_of(table).config["proxy"] is None) == (proxy is None)
@@ -81,38 +82,40 @@ def test_every_response_is_scored_in_a_file_of_the_same_number(
     job = ScoringJob(responses, SCORING, tmp_path / "scores", Length(per="character", unit=1.0))
     seen: list[tuple[int, int]] = []
 
-    seconds = score(job, tiny_model, TorchSettings(), lambda *done: seen.append(done))
+    spent = score(job, tiny_model, TorchSettings(), lambda done, total, _: seen.append((done, total)))
 
-    assert seconds > 0
+    assert spent["model_seconds"] > 0
+    assert spent["tokens_per_second"] > 0
     assert seen == [(1, 3), (2, 3), (3, 3)]
-    assert [part.name for part in parts(job.target)] == [part.name for part in parts(responses.path)]
+    assert [part.stem for part in parts(job.target)] == [part.stem for part in parts(responses.path)]
     asked = read(responses.path, RESPONSES).to_pylist()
     scorer = TorchScorer(tiny_model, TorchSettings())
     prompts, tokens = [row["messages"] for row in asked], [row["token_ids"] for row in asked]
-    for row, found, expected in zip(
-        asked, read_features(job.target).to_pylist(), scorer.score(prompts, tokens, SCORING)[0], strict=True
-    ):
+    expected = scorer.score(prompts, tokens, SCORING)
+    for number, (row, found) in enumerate(zip(asked, read_features(job.target).to_pylist(), strict=True)):
         names = ("response_id", "prompt_id")
         assert [found[name] for name in names] == [row[name] for name in names]
         assert (found["valid"], found["num_tokens"]) == (row["fault"] is None, len(row["token_ids"]))
         assert found["proxy_score"] == len(row["text"])
-        assert found["logp_policy"] == pytest.approx(expected.logp_policy, abs=1e-4)
+        assert found["logp_policy"] == pytest.approx(expected.logp_policy[number], abs=1e-4)
         assert found["logp_reference"] == found["logp_policy"]
-        assert found["feature"] == pytest.approx(expected.feature, abs=1e-5)
+        assert found["feature"] == pytest.approx(expected.vectors[number], abs=1e-5)
     check_only_the_missing_is_scored_again(job, tiny_model)
 
 
 def check_only_the_missing_is_scored_again(job: ScoringJob, model: Path) -> None:
     """Part of the test above, for it needs the model that is running."""
-    before: dict[str, Any] = {part.name: (part.stat().st_mtime_ns, pq.read_table(part)) for part in parts(job.target)}
-    part_path(job.target, 1).unlink()
+    before: dict[str, Any] = {
+        part.name: (part.stat().st_mtime_ns, feather.read_table(part)) for part in parts(job.target)
+    }
+    part_path(job.target, 1, ARROW).unlink()
     seen: list[tuple[int, int]] = []
-    score(job, model, TorchSettings(), lambda *done: seen.append(done))
+    score(job, model, TorchSettings(), lambda done, total, _: seen.append((done, total)))
     assert seen == [(1, 1)]
     for part in parts(job.target):
         written, table = before[part.name]
-        assert pq.read_table(part).equals(table)
-        assert (part.stat().st_mtime_ns != written) == (part.name == "part-00001.parquet")
+        assert feather.read_table(part).equals(table)
+        assert (part.stat().st_mtime_ns != written) == (part.name == "part-00001.arrow")
 
 
 def test_a_changed_reward_model_is_another_stage_and_a_moved_one_is_not(
@@ -125,7 +128,7 @@ def test_a_changed_reward_model_is_another_stage_and_a_moved_one_is_not(
         shutil.copytree(tiny_classifier, folder)
 
     def digest(path: Path, max_length: int | None = None) -> str:
-        config = FeaturesConfig(proxy=RewardModel(path=path, max_length=max_length))
+        config = HiddenFeatures(proxy=RewardModel(path=path, max_length=max_length))
         return compute_features.fn(empty, contrast, config, here).digest
 
     first = digest(tiny_classifier)
@@ -149,12 +152,12 @@ def test_a_reward_model_scores_every_response_once_and_a_stop_between_loses_noth
     job = ScoringJob(responses, SCORING, tmp_path / "scores", proxy)
     seen: list[tuple[int, int]] = []
     with pytest.raises(Exception, match="no model"):
-        score(job, tmp_path / "no model", TorchSettings(), lambda *done: seen.append(done))
+        score(job, tmp_path / "no model", TorchSettings(), lambda done, total, _: seen.append((done, total)))
     assert seen == [(1, 3), (2, 3), (3, 3)]
     assert parts(job.target) == []
     written = {part: part.stat().st_mtime_ns for part in parts(job.judged)}
 
-    assert score(job, tiny_model, TorchSettings(), lambda *_: None) > 0
+    assert score(job, tiny_model, TorchSettings(), lambda *_: None)["model_seconds"] > 0
 
     assert {part: part.stat().st_mtime_ns for part in parts(job.judged)} == written
     asked = read(responses.path, RESPONSES).to_pylist()

@@ -21,9 +21,10 @@ from tasks.design.selectors import SELECTORS, AnySelector
 from tasks.design.selectors.baselines import Uniform
 from tasks.design.selectors.designs import TraceDesign
 from tasks.design.selectors.robust import RobustDesign
+from tasks.feature_tables import features_schema
 from tasks.selection import NOTES_TAG, Question, SelectionConfig, choose, select_pairs
 from tasks.stages import RoundContext, manifest_of
-from tasks.tables import PAIRS, PastRound, Table, features_schema, part_path, read, write_part
+from tasks.tables import PAIRS, PastRound, Table, part_path, read, write_part
 
 DIM = 5
 CHOSEN: list[AnySelector] = [

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from cluster.errors import InputError
+from tasks.feature_tables import features_schema
 from tasks.tables import (
     JUDGED,
     PAIRS,
@@ -18,12 +19,10 @@ from tasks.tables import (
     RESPONSES,
     SCORES,
     check,
-    features_schema,
     inspect,
     part_path,
     parts,
     read,
-    read_features,
     schema_digest,
     write_arrow,
     write_part,
@@ -84,19 +83,6 @@ ROWS: dict[str, tuple[pa.Schema, dict[str, Any]]] = {
     ),
     "judged": (JUDGED, {"response_id": "a", "proxy_score": -0.5}),
     "scores": (SCORES, {"prompt_id": "p", **SCORED}),
-    "features": (
-        features_schema(3),
-        {
-            "response_id": "a",
-            "prompt_id": "p",
-            "valid": False,
-            "num_tokens": 0,
-            "logp_policy": -1.5,
-            "logp_reference": -2.5,
-            "feature": [0.5, -1.0, 0.0],
-            "proxy_score": None,
-        },
-    ),
 }
 RESPONSE = ROWS["responses"][1]
 
@@ -161,31 +147,9 @@ def test_a_response_file_of_another_version_is_refused_with_its_path(column: str
         read(tmp_path, RESPONSES)
 
 
-@pytest.mark.parametrize("column", features_schema(3).names)
-def test_a_feature_file_that_lacks_a_column_is_refused_with_its_path(column: str, tmp_path: Path) -> None:
-    schema, row = ROWS["features"]
-    pq.write_table(pa.Table.from_pylist([row], schema=schema).drop_columns(column), part_path(tmp_path, 0))
-    with pytest.raises(InputError, match=rf"part-00000\.parquet .*column '{column}' is missing"):
-        read_features(tmp_path)
-
-
-def test_a_feature_stage_that_had_no_response_reads_as_no_row(tmp_path: Path) -> None:
-    assert read_features(tmp_path).num_rows == 0
-    assert read_features(tmp_path).schema.names == features_schema(1).names
-
-
-def test_vectors_of_no_fixed_length_are_refused(tmp_path: Path) -> None:
-    schema, row = ROWS["features"]
-    loose = schema.set(schema.get_field_index("feature"), pa.field("feature", pa.list_(pa.float32()), nullable=False))
-    pq.write_table(pa.Table.from_pylist([row], schema=loose), part_path(tmp_path, 0))
-    with pytest.raises(InputError, match=r"column 'feature' is list<.*expected fixed_size_list"):
-        read_features(tmp_path)
-
-
-@pytest.mark.parametrize("name", ["features", "judged"])
 @pytest.mark.parametrize("score", [math.nan, math.inf, -math.inf])
-def test_a_proxy_score_that_is_not_finite_is_refused_with_its_response(name: str, score: float, tmp_path: Path) -> None:
-    schema, row = ROWS[name]
+def test_a_proxy_score_that_is_not_finite_is_refused_with_its_response(score: float, tmp_path: Path) -> None:
+    schema, row = ROWS["judged"]
     rows = [row | {"proxy_score": 0.5}, row | {"response_id": "odd", "proxy_score": score}]
     fault = f"the proxy score of response 'odd' is {score}, and of 1 of 2 responses it is not finite: mend the proxy"
     with pytest.raises(InputError, match=fault):
@@ -193,20 +157,13 @@ def test_a_proxy_score_that_is_not_finite_is_refused_with_its_response(name: str
     assert list(tmp_path.iterdir()) == []
     pq.write_table(pa.Table.from_pylist(rows, schema=schema), part_path(tmp_path, 0))
     with pytest.raises(InputError, match=rf"part-00000\.parquet: {fault}"):
-        read_features(tmp_path) if name == "features" else read(tmp_path, schema)
-
-
-@pytest.mark.parametrize("dim", [1, 3, 64])
-def test_features_are_read_whatever_their_dimension(dim: int, tmp_path: Path) -> None:
-    schema = features_schema(dim)
-    write_part(part_path(tmp_path, 0), [ROWS["features"][1] | {"feature": [0.5] * dim}], schema)
-    assert read_features(tmp_path).schema.field("feature").type.list_size == dim
+        read(tmp_path, schema)
 
 
 def test_the_digest_of_a_schema_tells_dimensions_and_nullability_apart() -> None:
-    schemas = [schema for schema, _ in ROWS.values()] + [features_schema(4)]
+    schemas = [schema for schema, _ in ROWS.values()] + [features_schema(dim) for dim in (3, 4)]
     loose = pa.schema([pa.field("prompt_id", pa.string()), PROMPTS.field("messages")])
-    assert len({schema_digest(schema) for schema in [*schemas, loose]}) == len(ROWS) + 1
+    assert len({schema_digest(schema) for schema in [*schemas, loose]}) == len(ROWS) + 2
 
 
 def test_rows_that_lack_a_required_value_leave_no_file(tmp_path: Path) -> None:

@@ -12,13 +12,14 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from cluster.models import Policy
+from cluster.adapters import fresh_adapter
+from cluster.models import LoraShape, Policy
 from cluster.session import ray_session
 from cluster.settings import Settings, TrainSettings
 from tasks.dpo import COMPLETE, Plan, last_checkpoint, train
 from tasks.stages import ADAPTER, RoundContext, manifest_of
 from tasks.tables import PREFERENCES, Table
-from tasks.training import Lessons, LoraShape, OptimizerConfig, TrainingConfig, train_policy, trained_policy
+from tasks.training import Lessons, OptimizerConfig, TrainingConfig, train_policy, trained_policy
 
 BETA = 0.2
 LORA = {"r": 4, "lora_alpha": 8, "lora_dropout": 0.0}
@@ -75,10 +76,10 @@ def make_plan(tiny_model: Path, tmp_path: Path, write_table: Callable[..., Table
             "weight_decay": 0.0,
             "seed": 0,
         }
-        arguments = defaults | arguments
+        arguments, base = defaults | arguments, Policy(digest="base", model=tiny_model)
         return Plan(
             model=tiny_model,
-            start=start,
+            start=start or fresh_adapter(base, LoraShape(**LORA), 0, tmp_path / "cache"),
             reference=reference,
             preferences=(write_table(rows, PREFERENCES).path,),
             target=tmp_path / name / ADAPTER,

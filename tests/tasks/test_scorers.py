@@ -1,6 +1,6 @@
 """Scores of the torch model against one sequence at a time, and merged weights against their adapter."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cluster.models import Policy, merged_checkpoint
 from cluster.rendering import Message, prompt_tokens
-from cluster.scorers import Scored, Scoring, TorchScorer
 from cluster.settings import TorchSettings
+from tasks.features import HiddenFeatures
+from tasks.scorers import Scores, Scoring, TorchScorer
 
 PROMPTS: list[list[Message]] = [
     [{"role": "user", "content": "good or bad"}],
@@ -43,9 +44,9 @@ def scorer_of(model: Path) -> TorchScorer:
 
 
 def scoring(
-    policy: Path | None = None, reference: Path | None = None, pooling: Any = "last", batch_size: int = 2
+    policy: Path | None = None, reference: Path | None = None, pooling: Any = "last", batch_size: int | None = 2
 ) -> Scoring:
-    return Scoring(policy, reference, pooling, batch_size)
+    return Scoring(policy, reference, HiddenFeatures(pooling=pooling), policy == reference, batch_size)
 
 
 @pytest.fixture(scope="module")
@@ -70,8 +71,8 @@ def one_by_one(model_folder: Path, adapter: Path | None) -> list[tuple[float, to
     return found
 
 
-def logps(scores: Sequence[Scored]) -> list[tuple[float, float]]:
-    return [(score.logp_policy, score.logp_reference) for score in scores]
+def logps(scores: Scores) -> list[tuple[float, float]]:
+    return list(zip(scores.logp_policy.tolist(), scores.logp_reference.tolist(), strict=True))
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 5, 16])
@@ -82,11 +83,11 @@ def test_log_probabilities_are_those_of_one_sequence_at_a_time(
     scorer: TorchScorer, adapters: dict[str, Path | None], alone: Alone, policy: str, reference: str, batch_size: int
 ) -> None:
     asked = scoring(adapters[policy], adapters[reference], batch_size=batch_size)
-    scores, seconds = scorer.score(PROMPTS, RESPONSES, asked)
+    scores = scorer.score(PROMPTS, RESPONSES, asked)
     expected = [(one[0], other[0]) for one, other in zip(alone[policy], alone[reference], strict=True)]
     for found, wanted in zip(logps(scores), expected, strict=True):
         assert found == pytest.approx(wanted, abs=1e-4)
-    assert seconds > 0
+    assert scores.seconds > 0
 
 
 @pytest.mark.parametrize("policy", ["none", "one"])
@@ -97,8 +98,8 @@ def test_features_are_the_last_or_the_mean_state_of_the_response_under_the_polic
     states = [own for _, own in alone[policy]]
     for pooling, expected in (("last", [own[-1] for own in states]), ("mean", [own.mean(0) for own in states])):
         asked = scoring(adapters[policy], adapters["other"], pooling, batch_size)
-        scores, _ = scorer.score(PROMPTS, RESPONSES, asked)
-        found = torch.tensor([score.feature for score in scores])
+        scores = scorer.score(PROMPTS, RESPONSES, asked)
+        found = torch.from_numpy(scores.vectors)
         torch.testing.assert_close(found, torch.stack(expected), rtol=0, atol=1e-4)
 
 
@@ -107,21 +108,23 @@ def test_one_instance_goes_from_adapter_to_adapter_and_back_without_a_trace(
 ) -> None:
     scorer = scorer_of(tiny_model)
     tour = ["none", "one", "none", "other", "one", "none"]
-    seen: dict[str, list[list[Scored]]] = {}
+    seen: dict[str, list[Scores]] = {}
     for name in tour:
-        seen.setdefault(name, []).append(scorer.score(PROMPTS, RESPONSES, scoring(adapters[name], adapters[name]))[0])
+        seen.setdefault(name, []).append(scorer.score(PROMPTS, RESPONSES, scoring(adapters[name], adapters[name])))
     for name, visits in seen.items():
-        assert all(visit == visits[0] for visit in visits), name
+        for visit in visits:
+            assert logps(visit) == logps(visits[0]), name
+            assert visit.vectors.tolist() == visits[0].vectors.tolist(), name
     distinct = [logps(visits[0]) for visits in seen.values()]
     assert distinct[0] != distinct[1] != distinct[2] != distinct[0]
-    assert seen["none"][0] == scorer_of(tiny_model).score(PROMPTS, RESPONSES, scoring())[0]
+    assert logps(seen["none"][0]) == logps(scorer_of(tiny_model).score(PROMPTS, RESPONSES, scoring()))
 
 
 def test_a_policy_that_is_its_own_reference_scores_the_same_as_both(
     scorer: TorchScorer, adapters: dict[str, Path | None]
 ) -> None:
-    scores, _ = scorer.score(PROMPTS, RESPONSES, scoring(adapters["one"], adapters["one"]))
-    assert all(score.logp_policy == score.logp_reference for score in scores)
+    scores = scorer.score(PROMPTS, RESPONSES, scoring(adapters["one"], adapters["one"]))
+    assert scores.logp_policy.tolist() == scores.logp_reference.tolist()
 
 
 def test_only_the_tokens_of_the_response_are_counted(tiny_model: Path, scorer: TorchScorer) -> None:
@@ -133,16 +136,17 @@ def test_only_the_tokens_of_the_response_are_counted(tiny_model: Path, scorer: T
     assert tokens[2][: len(tokens[1])] == tokens[1]
     prompts = [[{"role": None, "content": text}] for text in (texts[0], texts[0], texts[1])]
     responses = [tokens[2][len(tokens[0]) :], tokens[1][len(tokens[0]) :], tokens[2][len(tokens[1]) :]]
-    whole, head, tail = (score.logp_policy for score in scorer.score(prompts, responses, scoring())[0])
+    whole, head, tail = scorer.score(prompts, responses, scoring()).logp_policy.tolist()
     assert whole == pytest.approx(head + tail, abs=1e-4)
     assert min(abs(head), abs(tail)) > 1
 
 
 def test_an_empty_response_has_log_probability_zero(scorer: TorchScorer) -> None:
     """A response with no tokens comes from an engine that stops at once; nothing of the prompt is counted for it."""
-    scores, _ = scorer.score(PROMPTS[:2], [[], [99, 2]], scoring())
-    assert scores[0].logp_policy == 0.0
-    assert scores[1].logp_policy < 0.0
+    scores = scorer.score(PROMPTS[:2], [[], [99, 2]], scoring())
+    assert scores.logp_policy[0] == 0.0
+    assert scores.logp_policy[1] < 0.0
+    assert not scores.vectors[0].any()
 
 
 @pytest.fixture
@@ -154,13 +158,12 @@ def test_merged_weights_score_as_base_and_adapter(
     tuned: Policy, scorer: TorchScorer, adapters: dict[str, Path | None], tmp_path: Path
 ) -> None:
     merged = scorer_of(merged_checkpoint(tuned, tmp_path))
-    as_base, _ = merged.score(PROMPTS, RESPONSES, scoring())
-    with_adapter, _ = scorer.score(PROMPTS, RESPONSES, scoring(adapters["one"]))
-    bare, _ = scorer.score(PROMPTS, RESPONSES, scoring())
-    for found, expected, other in zip(as_base, with_adapter, bare, strict=True):
-        assert found.logp_policy == pytest.approx(expected.logp_policy, abs=1e-4)
-        assert abs(found.logp_policy - other.logp_policy) > 1e-2
-        assert found.feature == pytest.approx(expected.feature, abs=1e-4)
+    as_base = merged.score(PROMPTS, RESPONSES, scoring())
+    with_adapter = scorer.score(PROMPTS, RESPONSES, scoring(adapters["one"]))
+    bare = scorer.score(PROMPTS, RESPONSES, scoring())
+    assert as_base.logp_policy == pytest.approx(with_adapter.logp_policy, abs=1e-4)
+    assert (abs(as_base.logp_policy - bare.logp_policy) > 1e-2).all()
+    assert as_base.vectors == pytest.approx(with_adapter.vectors, abs=1e-4)
 
 
 def test_weights_are_merged_once(tuned: Policy, tmp_path: Path) -> None:
