@@ -5,7 +5,7 @@ STAMP := .venv/pairwright.stamp
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench bench-selection lock FORCE
+.PHONY: help demo test lint bench bench-selection bench-features lock FORCE
 
 help:  ## Print the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 18
@@ -26,7 +26,10 @@ bench: $(STAMP)  ## Measure generation against its bare engine
 	.venv/bin/python tests/benchmarks/generation_ratio.py
 
 bench-selection: $(STAMP)  ## Measure the selection core against its peers
-	.venv/bin/python tests/benchmarks/selection
+	.venv/bin/python tests/benchmarks selection
+
+bench-features: $(STAMP)  ## Measure gradients as features against their peers
+	.venv/bin/python tests/benchmarks features
 
 lock:  ## Renew the pinned versions in cluster/manifests/cpu.lock
 	$(PYTHON) cluster/manifests/install.py --lock

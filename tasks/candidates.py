@@ -3,21 +3,22 @@
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from cluster.errors import InputError
 from tasks.design.arrays import BoolArray, FloatArray, IntArray
-from tasks.design.kernels import pair_slots
 from tasks.design.pool import Labels, Pool
 from tasks.design.preprocess import Blocks, Projection, Scaling, fit_projection, fit_scaling
 from tasks.feature_tables import VECTOR, concat_features, read_features, vectors_of
+from tasks.grid import Grid
 from tasks.tables import PREFERENCES, PROXY_SCORE, RESPONSES, PastRound, Table, latest, read
 
 LabelFeatures = Literal["current", "stored"]
+Ends = tuple[pa.Table, pa.Table]
+"""Features of the chosen and of the rejected responses of some labels, row by row."""
 
 
 @dataclass(frozen=True)
@@ -59,57 +60,6 @@ class Reading:
     offer_rounds: int
 
 
-@dataclass(frozen=True, eq=False)
-class Grid:
-    """Where each response stands in arrays of (prompts, responses); a prompt has a row in every pool it came in.
-
-    Attributes:
-        prompt_ids: prompt of each row, (P,).
-        staleness: rounds since the pool of each row was written, (P,); rows of this round come first.
-        response_ids: "" in padding, (P, K).
-        places: row and column of each response.
-    """
-
-    prompt_ids: NDArray[Any]
-    staleness: IntArray
-    response_ids: NDArray[Any]
-    places: tuple[IntArray, IntArray]
-
-    @classmethod
-    def of(cls, scored: pa.Table, staleness: Sequence[int]) -> "Grid":
-        """The grid of a features table, given the staleness of each of its rows."""
-        keys = list(zip(scored.column("prompt_id").to_pylist(), staleness, strict=True))
-        row_of = {key: row for row, key in enumerate(dict.fromkeys(keys))}
-        taken, places = dict.fromkeys(row_of, 0), []
-        for key in keys:
-            places.append((row_of[key], taken[key]))
-            taken[key] += 1
-        rows, columns = np.array(places, dtype=np.intp).T
-        responses = np.full((len(row_of), max(taken.values())), "", dtype=object)
-        responses[rows, columns] = scored.column("response_id").to_pylist()
-        prompts, ages = zip(*row_of, strict=True)
-        return cls(np.array(prompts, dtype=object), np.array(ages, dtype=np.intp), responses, (rows, columns))
-
-    def fill(self, values: NDArray[Any], padding: float | bool) -> NDArray[Any]:
-        """An array (prompts, responses, ...) with the values in their places and `padding` elsewhere."""
-        filled = np.full((*self.response_ids.shape, *values.shape[1:]), padding, dtype=values.dtype)
-        filled[self.places] = values
-        return filled
-
-    def without(self, pairs: Iterable[tuple[str, str]]) -> BoolArray:
-        """Which pair slots are none of these pairs of response ids, (P, m)."""
-        place_of = dict(zip(self.response_ids[self.places], zip(*self.places, strict=True), strict=True))
-        first, second = pair_slots(self.response_ids.shape[1])
-        slot_of = np.zeros((self.response_ids.shape[1],) * 2, dtype=np.intp)
-        slot_of[first, second] = slot_of[second, first] = np.arange(len(first))
-        mask = np.ones((len(self.prompt_ids), len(first)), dtype=np.bool_)
-        for a, b in pairs:
-            if a in place_of and b in place_of:
-                (row, column), (_, other) = place_of[a], place_of[b]
-                mask[row, slot_of[column, other]] = False
-        return mask
-
-
 def candidates(offer: Offer, reading: Reading) -> tuple[Pool, Grid]:
     """The pool that selectors choose from, and where its responses stand.
 
@@ -123,14 +73,15 @@ def candidates(offer: Offer, reading: Reading) -> tuple[Pool, Grid]:
     scored = responses.table
     grid = Grid.of(scored, responses.staleness)
     valid = grid.fill(scored.column("valid").to_numpy(), False)
-    projection = _projection(responses, offer.num_components)
+    held = _held(offer, reading.labels)
+    projection = _projection(responses, held, offer.num_components)
     features = _features(responses, grid, projection)
     pool = Pool(
         features=features,
         valid=valid,
         rewards=grid.fill(_rewards(scored, reading.beta), 0.0),
         beta=reading.beta,
-        labels=_labels(offer, projection, reading),
+        labels=_labels(offer, held, projection, reading.beta),
         fisher=_fisher(features, valid, grid.staleness),
         scores=_scores(scored, grid),
         log_probs=grid.fill(_numbers(scored, "logp_policy"), 0.0),
@@ -174,7 +125,7 @@ def _offered(offer: Offer, offer_rounds: int) -> _Responses:
     return _Responses(table, staleness, lambda: chain(vectors_of(fresh), vectors_of(recalled, stale)))
 
 
-def _projection(responses: _Responses, num_components: int | None) -> Projection | Scaling:
+def _projection(responses: _Responses, held: Sequence[Ends], num_components: int | None) -> Projection | Scaling:
     """What is fitted on the valid responses that are offered."""
     valid = responses.table.column("valid").to_numpy()
 
@@ -184,7 +135,9 @@ def _projection(responses: _Responses, num_components: int | None) -> Projection
             yield block[valid[start : start + len(block)]]
             start += len(block)
 
-    return fit_scaling(blocks) if num_components is None else fit_projection(blocks, dim=num_components)
+    if num_components is not None:
+        return fit_projection(blocks, dim=num_components)
+    return fit_scaling(blocks, lambda: chain.from_iterable(vectors_of(end) for ends in held for end in ends))
 
 
 def _features(responses: _Responses, grid: Grid, projection: Projection | Scaling) -> FloatArray:
@@ -239,19 +192,28 @@ def _labelled(past: Sequence[PastRound]) -> Iterable[tuple[str, str]]:
         yield from zip(labels.column("chosen").to_pylist(), labels.column("rejected").to_pylist(), strict=True)
 
 
-def _labels(offer: Offer, projection: Projection | Scaling, reading: Reading) -> Labels | None:
+def _held(offer: Offer, labels: LabelFeatures) -> list[Ends]:
+    """The labels held, as the features that speak of them."""
     if not offer.past:
+        return []
+    fresh = read_features(offer.features.path)
+    if labels == "current":
+        held = [_ends(offer.past, read_features(offer.recalled.path))]
+    else:
+        held = [_ends([one], _stored(one)) for one in offer.past]
+    concat_features([fresh, *(end for ends in held for end in ends)], str(offer.features.path))
+    return held
+
+
+def _labels(offer: Offer, held: Sequence[Ends], projection: Projection | Scaling, beta: float) -> Labels | None:
+    if not held:
         return None
-    fresh, recalled = read_features(offer.features.path), read_features(offer.recalled.path)
-    stored = [_ends([one], _stored(one)) for one in offer.past]
-    ends = [_ends(offer.past, recalled)] if reading.labels == "current" else stored
-    concat_features([fresh, *(end.slice(0, 0) for pair in ends for end in pair)], str(offer.features.path))
-    differences = [projection(_vectors(chosen)) - projection(_vectors(rejected)) for chosen, rejected in ends]
-    margins = [_rewards(chosen, reading.beta) - _rewards(rejected, reading.beta) for chosen, rejected in ends]
+    differences = [projection(_vectors(chosen)) - projection(_vectors(rejected)) for chosen, rejected in held]
+    margins = [_rewards(chosen, beta) - _rewards(rejected, beta) for chosen, rejected in held]
     return Labels(
         differences=np.concatenate(differences).astype(np.float64),
         margins=np.concatenate(margins),
-        score_gaps=_score_gaps(stored),
+        score_gaps=_score_gaps(_ends([one], _stored(one)) for one in offer.past),
         prompts=_prompts(offer.past),
     )
 
@@ -265,14 +227,14 @@ def _stored(one: PastRound) -> pa.Table:
     return concat_features([table for table in tables if table.num_rows], str(one.features.path))
 
 
-def _ends(past: Sequence[PastRound], scored: pa.Table) -> tuple[pa.Table, pa.Table]:
+def _ends(past: Sequence[PastRound], scored: pa.Table) -> Ends:
     """The rows of this table of the chosen and of the rejected responses of some rounds' labels."""
     row_of = {response: row for row, response in enumerate(scored.column("response_id").to_pylist())}
     chosen, rejected = (scored.take([row_of[name] for name in names]) for names in zip(*_labelled(past), strict=True))
     return chosen, rejected
 
 
-def _score_gaps(stored: Iterable[tuple[pa.Table, pa.Table]]) -> FloatArray | None:
+def _score_gaps(stored: Iterable[Ends]) -> FloatArray | None:
     """Proxy scores of the chosen responses minus those of the rejected, (n,); None where one is missing.
 
     They are those of before the label was bought: a policy that has learnt from a label agrees with it, and would say

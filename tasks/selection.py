@@ -11,12 +11,13 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt
 
 from cluster.settings import Settings
 from cluster.storage import StageKey, digest_of
-from tasks.candidates import Grid, LabelFeatures, Offer, Reading, candidates
+from tasks.candidates import LabelFeatures, Offer, Reading, candidates
 from tasks.design.arrays import FloatArray
 from tasks.design.pool import Pool
 from tasks.design.selection import Selection
 from tasks.design.selectors import AnySelector
 from tasks.design.selectors.robust import RobustDesign
+from tasks.grid import Grid
 from tasks.progress import followed, noting, run_logger
 from tasks.stages import Publish, RoundContext, run_stage, stage_task
 from tasks.tables import PAIRS, Table, part_path, write_part

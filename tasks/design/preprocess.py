@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
-from scipy.linalg import eigh
+from scipy.linalg import eigh, qr
 
 from tasks.design.arrays import FloatArray
 
@@ -45,35 +45,50 @@ class Projection:
         return standard
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Scaling:
     """One factor for all numbers, which keeps the geometry and gives a ridge the same meaning whatever the features.
 
     Attributes:
         factor: 1 / root mean square of the numbers it was fitted on, about each column's mean; 1 where rows are alike.
-        dim: numbers of a vector.
+        dim: numbers of a mapped vector.
+        axes: orthonormal columns (dim_in, dim) that span all rows there are, where these are fewer than the numbers of
+            one: coordinates along them keep every inner product. None: vectors stay as they are.
     """
-
-    dtype: ClassVar[type[np.floating]] = np.float32
 
     factor: float
     dim: int
+    axes: FloatArray | None = None
+
+    @property
+    def dtype(self) -> type[np.floating]:
+        """Coordinates of few rows are float64, other vectors float32."""
+        return np.float32 if self.axes is None else np.float64
 
     def __call__(self, features: FloatArray) -> FloatArray:
-        """Map (..., dim) to float32 (..., dim)."""
-        scaled: FloatArray = np.multiply(features, self.factor, dtype=np.float32)
-        return scaled
+        """Map (..., dim_in) to (..., dim)."""
+        scaled: FloatArray = np.multiply(features, self.factor, dtype=self.dtype)
+        return scaled if self.axes is None else scaled @ self.axes
 
 
-def fit_scaling(blocks: Blocks) -> Scaling:
+def fit_scaling(blocks: Blocks, others: Blocks = lambda: iter(())) -> Scaling:
     """The factor that makes the mean square of all numbers 1, each column about its mean.
+
+    Args:
+        blocks: rows to fit on.
+        others: further rows that will be mapped.
 
     Raises:
         ValueError: there is no row, or one holds NaN or infinity.
     """
     mean, count = _mean(blocks)
     total = sum(float(np.square(block - mean).sum()) for block in blocks())
-    return Scaling(float(np.sqrt(count * len(mean) / total)) if total > 0 else 1.0, len(mean))
+    factor = float(np.sqrt(count * len(mean) / total)) if total > 0 else 1.0
+    if count + sum(len(block) for block in others()) >= len(mean):
+        return Scaling(factor, len(mean))
+    rows = np.concatenate([*blocks(), *others()]).astype(np.float64)
+    axes, _ = qr(rows.T, mode="economic", overwrite_a=True)
+    return Scaling(factor, axes.shape[1], axes)
 
 
 def fit_projection(blocks: Blocks, *, dim: int) -> Projection:

@@ -11,7 +11,7 @@ Tokens = tuple[Sequence[int], Sequence[int]]
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Responses after their prompts, as the model reads them: padded on the right.
+    """Responses after their prompts, as the model reads them.
 
     Attributes:
         ids: tokens to read, (batch, longest).
@@ -81,23 +81,31 @@ def batch_of(texts: Sequence[Tokens], device: str) -> Batch:
     return Batch(*(tensor.to(device) for tensor in read))
 
 
-def split_batch_of(texts: Sequence[Tokens], device: str) -> tuple[Prefix, Batch] | None:
+def split_batch_of(texts: Sequence[Tokens], device: str) -> tuple[Prefix, Batch]:
     """The same in two: prompts, to be read once for all their responses, and a batch that goes on from there.
 
-    None where no two texts share a prompt, or one has a single token.
+    Prompts are padded on the left, so that the distance between columns is that between tokens also for layers that
+    attend within a window.
     """
-    prompts = [tuple(prompt[:-1]) for prompt, _ in texts]
-    distinct = {prompt: place for place, prompt in enumerate(dict.fromkeys(prompts))}
-    if len(distinct) == len(prompts) or () in distinct:
-        return None
-    prefix = Prefix(
-        batch_of([(prompt, ()) for prompt in distinct], device),
-        torch.tensor([distinct[prompt] for prompt in prompts], device=device),
-    )
+    distinct = {prompt: place for place, prompt in enumerate(dict.fromkeys(tuple(prompt[:-1]) for prompt, _ in texts))}
+    places = torch.tensor([distinct[tuple(prompt[:-1])] for prompt, _ in texts], device=device)
+    prefix = Prefix(_prompts_of(list(distinct), device), places)
     rest = batch_of([(prompt[-1:], response) for prompt, response in texts], device)
-    known = prefix.batch.attention[prefix.places]
+    known = prefix.batch.attention[places]
     attention = torch.cat([known, rest.attention], dim=1)
     return prefix, replace(rest, attention=attention, positions=rest.positions + known.sum(1, keepdim=True))
+
+
+def _prompts_of(prompts: Sequence[Sequence[int]], device: str) -> Batch:
+    """A batch of prompts alone, padded on the left; a row of padding where one is empty."""
+    longest = max(1, *map(len, prompts))
+    ids, attention = torch.zeros(2, len(prompts), longest, dtype=torch.long)
+    for row, prompt in enumerate(prompts):
+        ids[row, longest - len(prompt) :] = torch.tensor(prompt, dtype=torch.long)
+        attention[row, longest - len(prompt) :] = 1
+    positions = (attention.cumsum(1) - 1).clamp(min=0)
+    nothing = torch.zeros(0, dtype=torch.long)
+    return Batch(*(tensor.to(device) for tensor in (ids, attention, positions, nothing, nothing, nothing)))
 
 
 def by_length(texts: Sequence[Tokens]) -> list[int]:

@@ -60,18 +60,12 @@ def measure(model: Any, texts: Sequence[Tokens], vectors: Vectors, room: Room) -
 
 
 def reading(model: Any, texts: Sequence[Tokens], *, once: bool) -> tuple[Batch, Callable[[], Pass]]:
-    """A batch of these texts, and the pass of the model over it; `once` reads a prompt of several responses once.
-
-    Layers with a sliding window count columns, padding included, so texts beyond the window are read whole.
-    """
+    """A batch of these texts, and the pass of the model over it; `once` reads a prompt of several responses once."""
     device = str(model.device)
-    window = getattr(model.config.get_text_config(), "sliding_window", None)
-    fits = window is None or max(len(prompt) + len(response) for prompt, response in texts) < window
-    split = split_batch_of(texts, device) if once and fits else None
-    if split is None:
+    if not once:
         batch = batch_of(texts, device)
         return batch, lambda: forward(model, batch)
-    prefix, rest = split
+    prefix, rest = split_batch_of(texts, device)
     return rest, lambda: forward(model, rest, cached(model, prefix))
 
 

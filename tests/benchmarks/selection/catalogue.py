@@ -2,16 +2,16 @@
 
 from functools import partial
 
-from designs import (
+from measuring import Benchmark
+from selection.designs import (
     capped_speed,
     conic_speed,
     rounding,
     simplex_against_away_steps,
     simplex_against_multiplicative,
 )
-from growth import linear_growth, million_pairs
-from measuring import Benchmark
-from passes import (
+from selection.growth import linear_growth, million_pairs
+from selection.passes import (
     MANY_PROMPTS,
     MANY_RESPONSES,
     one_shot_scores,
@@ -19,7 +19,7 @@ from passes import (
     pass_throughput,
     selection_memory,
 )
-from picks import distance_sampling, greedy_large, greedy_small, greedy_wide
+from selection.picks import distance_sampling, greedy_large, greedy_small, greedy_wide
 
 from tasks.design.selectors.designs import DDesign, TraceDesign, VDesign
 

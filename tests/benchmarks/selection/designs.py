@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 from measuring import Finding, peer, take_turns
-from peers import PairProblem, frank_wolfe, inverse_root_of, multiplicative, multiplicative_simplex
-from problems import Matrix, flat_pairs, make_pool, pair_rows, size_of
+from selection.peers import PairProblem, frank_wolfe, inverse_root_of, multiplicative, multiplicative_simplex
+from selection.problems import Matrix, flat_pairs, make_pool, pair_rows, size_of
 
 from tasks.design.capped import Problem, bounded_design
 from tasks.design.criterion import Criterion

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import numpy as np
 from measuring import Finding, peak, resident, take_turns
-from problems import make_features, make_pool, pool_of, size_of
+from selection.problems import make_features, make_pool, pool_of, size_of
 
 from tasks.design.selectors.designs import DDesign, TraceDesign
 

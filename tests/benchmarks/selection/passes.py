@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 from measuring import Finding, peak, resident, take_turns
-from peers import scores_of
-from problems import make_pool, pair_rows, size_of
+from selection.peers import scores_of
+from selection.problems import make_pool, pair_rows, size_of
 
 from tasks.design.criterion import curvature_of, trace_criterion
 from tasks.design.measures import inverse_root

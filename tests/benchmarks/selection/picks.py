@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 from measuring import Finding, peer, take_turns
-from peers import Matrix, greedy_downdated, greedy_naive
-from problems import flat_pairs, make_pool, pair_rows, size_of
+from selection.peers import Matrix, greedy_downdated, greedy_naive
+from selection.problems import flat_pairs, make_pool, pair_rows, size_of
 
 from tasks.design.criterion import curvature_of, log_det_criterion
 from tasks.design.greedy import greedy_design

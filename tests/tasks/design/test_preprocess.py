@@ -105,5 +105,16 @@ def test_scaling_makes_the_mean_square_1_and_keeps_every_ratio(unit):
 
 
 def test_zeros_are_scaled_to_zeros():
-    zeros = np.zeros((2, 3), dtype=np.float32)
+    zeros = np.zeros((4, 3), dtype=np.float32)
     assert fit_scaling(lambda: iter([zeros]))(zeros).tolist() == zeros.tolist()
+
+
+def test_few_long_rows_are_mapped_to_coordinates_that_keep_every_inner_product():
+    rng = np.random.default_rng(0)
+    rows, others = rng.standard_normal((6, 50)).astype(np.float32), rng.standard_normal((4, 50)).astype(np.float32)
+    scaling = fit_scaling(lambda: iter([rows[:2], rows[2:]]), lambda: iter([others]))
+    mapped = np.concatenate([scaling(rows), scaling(others)])
+    whole = fit_scaling(lambda: iter([rows]), lambda: iter([np.tile(others, (20, 1))]))
+    kept = np.concatenate([whole(rows), whole(others)]).astype(np.float64)
+    assert (scaling.dim, whole.dim, mapped.shape, mapped.dtype) == (10, 50, (10, 10), np.float64)
+    np.testing.assert_allclose(mapped @ mapped.T, kept @ kept.T, rtol=1e-5, atol=1e-5)

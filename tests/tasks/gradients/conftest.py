@@ -31,11 +31,11 @@ def _config(architecture: str, **changes: Any) -> Any:
     if architecture == "gpt2":
         dropouts = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.1)
         sizes = {"n_embd": 32, "n_layer": 3, "n_head": 4, "vocab_size": VOCABULARY, "n_positions": 128}
-        return GPT2Config(**sizes, **dropouts, pad_token_id=0, bos_token_id=1, eos_token_id=2, **changes)
+        return GPT2Config(**{**sizes, **dropouts, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, **changes})
     kinds = {"llama": LlamaConfig, "qwen2": Qwen2Config, "gemma": GemmaConfig, "gemma2": Gemma2Config}
     head = {"head_dim": 8} if architecture.startswith("gemma") else {}
     tied = {"tie_word_embeddings": architecture.startswith("gemma")}
-    return kinds[architecture](**SIZES, **head, **tied, **changes)
+    return kinds[architecture](**{**SIZES, **head, **tied, **changes})
 
 
 @pytest.fixture(scope="session")
@@ -56,6 +56,7 @@ def make_model() -> MakeModel:
         torch.manual_seed(0)
         base = AutoModelForCausalLM.from_config(_config(architecture, **changes), attn_implementation=attention)
         lora = LoraConfig(r=4, lora_alpha=8, lora_dropout=0.1, target_modules="all-linear", task_type="CAUSAL_LM")
+        lora.fan_in_fan_out = architecture == "gpt2"  # its linear layers are transposed
         model: Any = get_peft_model(base, lora, adapter_name="own")
         for name, weights in model.named_parameters():
             if "lora_B" in name and not silent:
@@ -106,7 +107,7 @@ def matrices() -> Callable[[Any], dict[str, torch.nn.Parameter]]:
 def autograd(
     likelihood: Callable[[Any, Text], torch.Tensor], matrices: Callable[[Any], dict[str, torch.nn.Parameter]]
 ) -> Callable[[Any, Sequence[Text]], torch.Tensor]:
-    """Gradients of log pi(y|x) in all LoRA matrices by autograd, one text at a time, in the order of names, (n, size)."""
+    """Gradients of log pi(y|x) in all LoRA matrices by autograd, a text at a time, in the order of names, (n, size)."""
 
     def gradients(model: Any, texts: Sequence[Text]) -> torch.Tensor:
         own = list(matrices(model).values())

@@ -85,7 +85,7 @@ def test_a_warm_start_gives_a_the_gradient_that_it_has_next_to_a_small_b(
     model, errors = make_model(silent=True), []
     layers = lora_layers(model, "own")
     plain = gradients(model, texts)
-    for std in (1e-2, 1e-3):
+    for std in (1e-3, 1e-4):
         warm = gradients(model, texts, warm_start=std)
         assert torch.equal(warm.logp, plain.logp), "outputs stay as they are"
         assert all(layer.is_silent for layer in layers), "B is zero again"
@@ -103,7 +103,8 @@ def test_a_warm_start_gives_a_the_gradient_that_it_has_next_to_a_small_b(
 def test_a_small_step_moves_the_likelihood_by_the_inner_product(
     make_model: Any, texts: list[Text], matrices: Matrices
 ) -> None:
-    model, generator, step = make_model(), torch.Generator().manual_seed(2), 1e-5
+    """On an architecture that computes in float64 throughout: others round to float32 on the way."""
+    model, generator, step = make_model("gpt2"), torch.Generator().manual_seed(2), 1e-5
     own = matrices(model).values()
     found = gradients(model, texts).vectors.double()
     for _ in range(3):

@@ -145,9 +145,9 @@ def test_two_processes_make_the_same_sketch_whatever_they_see_first() -> None:
 def test_the_random_numbers_are_those_of_every_machine() -> None:
     """Written down once: a sketch of last year has to be comparable with one of today."""
     buckets, drawn = hashed(0, "model.layers.0.lora_B", 6, 1000)
-    assert buckets.tolist() == [0]
-    assert drawn.tolist() == [0]
-    assert hashlib.sha256(signs(3, "x", 5, 7).tobytes()).hexdigest() == ""
+    assert buckets.tolist() == [624, 821, 427, 756, 941, 622]
+    assert drawn.tolist() == [1, -1, -1, -1, 1, -1]
+    assert hashlib.sha256(signs(3, "x", 5, 7).tobytes()).hexdigest()[:16] == "79fd6e86e6175fb9"
     assert bits(0, "a", 1)[0] != bits(1, "a", 1)[0]
 
 
@@ -175,8 +175,6 @@ def test_faulty_projections_are_refused() -> None:
     for nonzeros in (0, 5, 3):
         with pytest.raises(ValueError, match=f"nonzeros is {nonzeros} for dim 64: pass 1, 2, 3 or 4"):
             CountSketch(dim=64, nonzeros=nonzeros)
-    with pytest.raises(
-        ValueError, match=r"projection is none for gradients of 70,000 numbers, expected 65,536 at most"
-    ):
+    with pytest.raises(ValueError, match="projection is none for gradients of 70,000 numbers, expected 65,536"):
         Whole().over({"a": (700, 100)})
     assert set(PROJECTIONS) == {"count_sketch", "rademacher", "kronecker", "none"}

@@ -56,12 +56,14 @@ class Benchmark:
         title: what it measures.
         parts: each runs in a fresh process and is told how often to repeat.
         threads: threads of the linear algebra; None: as many as there are cores.
+        needs_gpu: whether it is left out on a machine without one.
     """
 
     name: str
     title: str
     parts: tuple[Callable[[int], Iterator[Finding]], ...]
     threads: int | None = 1
+    needs_gpu: bool = False
 
 
 class MissingPeerError(Exception):
@@ -119,6 +121,11 @@ def resident() -> int:
 def peak() -> int:
     """Most bytes of memory that this process has held so far."""
     return _status("VmHWM")
+
+
+def anonymous() -> int:
+    """Bytes of memory that this process holds now and that no file stands behind."""
+    return _status("RssAnon")
 
 
 def _status(field: str) -> int:
