@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from cluster.engines import check_engine
-from cluster.models import base_policy
+from cluster.models import Contrast, base_policy
 from cluster.preflight import await_answer, git_state, reachable
 from cluster.session import ray_session
 from cluster.settings import Settings
@@ -69,9 +69,11 @@ def open_round(
         InputError: the lineage is busy, has run with another config, or lacks an earlier round.
         InputError: the policy can't have such features.
     """
+    base = base_policy(config.model, settings.cache)
+    start = Contrast(policy=base, reference=base, lora=config.training.lora)
+    config.features.require_fit(start, config.seed, settings)
     with claim(config, lineage, settings):
-        past = history(Store(settings.store), lineage, round_number, base_policy(config.model, settings.cache))
-        config.features.require_fit(past.contrast(config.training), config.seed, settings)
+        past = history(Store(settings.store), lineage, round_number, base)
         tracker = Tracker(tracking_uri=settings.tracking, experiment=EXPERIMENT, artifact_root=settings.artifact_root)
         run = _open_run(tracker, config, lineage, round_number)
         here = RoundContext(lineage, round_number, config.seed, settings, tracker, run)

@@ -152,7 +152,11 @@ def tiny_values(tiny_model: Path, prompts_file: Path) -> dict[str, Any]:
                 "shard_size": 3,
                 "max_lora_rank": 8,
             },
-            "features": {"proxy": {"kind": "length", "per": "character"}},
+            "features": {
+                "kind": "lora_gradient",
+                "projection": {"kind": "count_sketch", "dim": 64},
+                "proxy": {"kind": "length", "per": "character"},
+            },
             "selection": {
                 "budget": 16,
                 "selector": {"kind": "robust_design", "max_pairs_per_prompt": 2},

@@ -16,6 +16,8 @@ from tasks.design.selectors import SELECTORS
 from tasks.design.selectors.base import Ranked
 from tasks.design.selectors.baselines import Uniform
 from tasks.design.selectors.designs import TraceDesign
+from tasks.features import DEFAULT_KIND, FEATURES
+from tasks.gradients.projections import PROJECTIONS
 from tasks.labellers.ledger import Ledger, question_key
 from tasks.labellers.protocol import Answer, Question
 
@@ -46,6 +48,13 @@ def test_the_table_of_the_readme_names_every_selector() -> None:
     table = README.split("## Selectors")[1].split("\n## ")[0]
     kinds = [kind for row in table.splitlines() if row.startswith("| ") for kind in re.findall("`([a-z_]+)`", row)]
     assert sorted(set(kinds) - {"random_twin"}) == sorted(SELECTORS)
+
+
+def test_the_tables_of_the_readme_name_every_kind_of_features_and_every_projection() -> None:
+    section = README.split("## Features")[1].split("\n## ")[0]
+    rows = [re.findall("`([a-z_]+)`", row.split("|")[1]) for row in section.splitlines() if row.startswith("| `")]
+    assert [name for (name, *_) in filter(None, rows)] == [*FEATURES, *PROJECTIONS]
+    assert f"A config that names no kind gets `{DEFAULT_KIND}`" in section
 
 
 def test_the_labeller_of_the_readme_is_paid_once(tmp_path: Path) -> None:

@@ -122,6 +122,17 @@ def test_a_config_fills_in_what_it_leaves_out(write_config: Write) -> None:
             -1,
             "round.selection.offer_rounds: Input should be greater than or equal to 0",
         ),
+        (
+            "round.features",
+            {"kind": "lora_gradient", "projection": {"kind": "count_sketch", "dim": 0}},
+            "round.features.lora_gradient.projection.count_sketch: dim is 0: pass 1 to 65,536",
+        ),
+        (
+            "round.features",
+            {"kind": "lora_gradient", "projection": {"kind": "pca"}},
+            "round.features.lora_gradient.projection: Input tag 'pca' found using 'kind' does not match",
+        ),
+        ("round.features", {"kind": "wit"}, "round.features: Input tag 'wit' found using 'kind' does not match"),
         ("round.features.proxy", {"kind": "wit"}, "round.features.proxy: Input tag 'wit' found using 'kind' does not"),
         ("round.generation.max_tokens", 512, "round.generation: max_tokens 512 leaves no room for a prompt in"),
         (

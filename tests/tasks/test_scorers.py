@@ -1,9 +1,12 @@
 """Scores of the torch model against one sequence at a time, and merged weights against their adapter."""
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from peft import PeftModel
@@ -13,7 +16,7 @@ from cluster.models import Policy, merged_checkpoint
 from cluster.rendering import Message, prompt_tokens
 from cluster.settings import TorchSettings
 from tasks.features import HiddenFeatures
-from tasks.scorers import Scores, Scoring, TorchScorer
+from tasks.scorers import NOT_FINITE, TOO_LONG, Scores, Scoring, TorchScorer
 
 PROMPTS: list[list[Message]] = [
     [{"role": "user", "content": "good or bad"}],
@@ -184,3 +187,71 @@ def test_each_policy_has_its_own_merged_weights(
 def test_a_base_policy_needs_no_merging(tiny_model: Path, tmp_path: Path) -> None:
     assert merged_checkpoint(Policy(digest="d" * 64, model=tiny_model), tmp_path / "cache") == tiny_model
     assert not (tmp_path / "cache").exists()
+
+
+def test_a_text_that_the_model_can_not_read_is_counted_and_left_out(scorer: TorchScorer) -> None:
+    """The tiny model reads 512 tokens."""
+    prompts = [[{"role": None, "content": "warm"}]] * 3
+    tokens = [[70] * 600, [70, 71], [70] * 500]
+    found = scorer.score(prompts, tokens, scoring())
+    assert found.faults == [TOO_LONG, None, None]
+    assert np.isnan([found.logp_policy[0], found.logp_reference[0]]).all()
+    assert not found.vectors[0].any()
+    assert np.isfinite(found.logp_policy[1:]).all()
+    assert 502 < found.tokens < 515, "of the two that were read"
+
+
+def test_one_whose_numbers_are_not_finite_does_not_spoil_the_others(tiny_model: Path) -> None:
+    broken, whole = scorer_of(tiny_model), scorer_of(tiny_model)
+    with torch.no_grad():
+        broken._model.model.embed_tokens.weight[301] = torch.nan
+    found, expected = (one.score(PROMPTS, RESPONSES, scoring(batch_size=5)) for one in (broken, whole))
+    assert found.faults == [None, None, None, None, NOT_FINITE]
+    assert found.logp_policy[:4].tolist() == pytest.approx(expected.logp_policy[:4].tolist(), abs=1e-4)
+    assert found.vectors[:4] == pytest.approx(expected.vectors[:4], abs=1e-4)
+
+
+def test_a_batch_is_as_large_as_memory_takes_where_none_is_asked_for(scorer: TorchScorer) -> None:
+    assert scorer.score(PROMPTS, RESPONSES, scoring(batch_size=None)).facts["batch_size"] == 16
+    assert scorer.score(PROMPTS, RESPONSES, scoring(batch_size=3)).facts["batch_size"] == 3
+
+
+def test_no_responses_at_all_are_scored_without_a_fault(scorer: TorchScorer) -> None:
+    """A shard whose responses are all too long."""
+    found = scorer.score([PROMPTS[0]], [[70] * 600], scoring())
+    assert (found.faults, found.vectors.shape, found.tokens) == ([TOO_LONG], (1, 128), 0)
+
+
+OUT_OF_MEMORY = """
+import resource, sys
+from pathlib import Path
+import numpy as np
+from cluster.settings import TorchSettings
+from tasks.features import HiddenFeatures
+from tasks.scorers import Scoring, TorchScorer
+import torch
+scorer = TorchScorer(Path(sys.argv[1]), TorchSettings())
+torch.set_num_threads(1)
+prompts = [[{"role": None, "content": "warm"}]] * 64
+tokens = [[70 + place] * 400 for place in range(64)]
+def scored(size):
+    return scorer.score(prompts, tokens, Scoring(None, None, HiddenFeatures(), True, size))
+expected = scored(2)
+used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 96 * 2**20, resource.RLIM_INFINITY))
+found = scored(64)
+assert np.allclose(found.logp_policy, expected.logp_policy, atol=1e-3)
+print(found.facts["batch_size"])
+"""
+
+
+def test_a_batch_that_memory_does_not_take_is_halved_until_it_does(tiny_model: Path) -> None:
+    """On the system's own refusal: a process of its own may take 96 MiB more than a small batch did."""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", OUT_OF_MEMORY, str(tiny_model)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert 1 <= int(done.stdout) < 64
