@@ -175,7 +175,9 @@ class TorchScorer:
         if not self._settings.num_gpus:
             return int(psutil.virtual_memory().available)
         free, total = torch.cuda.mem_get_info()
-        return min(free, int(min(1.0, self._settings.num_gpus) * total) - torch.cuda.memory_reserved())
+        taken = torch.cuda.memory_allocated()
+        cached = torch.cuda.memory_reserved() - taken
+        return min(free + cached, int(min(1.0, self._settings.num_gpus) * total) - taken)
 
     @contextmanager
     def _speaking(self, adapter: Path | None) -> Iterator[Any]:

@@ -49,11 +49,14 @@ KINDS: dict[str, FeaturesConfig] = {
     "hidden": HiddenFeatures(),
     "hidden, mean": HiddenFeatures(pooling="mean"),
     "logits_head, 1,024": LogitsHeadFeatures(),
-    "lora_gradient, 256": LoraGradientFeatures(projection=CountSketch(dim=256)),
-    "lora_gradient, 1,024": LoraGradientFeatures(projection=CountSketch(dim=1024)),
     "lora_gradient, 4,096": LoraGradientFeatures(projection=CountSketch(dim=4096)),
+    "lora_gradient, 1,024": LoraGradientFeatures(projection=CountSketch(dim=1024)),
+    "lora_gradient, 256": LoraGradientFeatures(projection=CountSketch(dim=256)),
     "lora_gradient, 1,024, stopped": LoraGradientFeatures(projection=CountSketch(dim=1024), prompt_gradient=False),
 }
+
+FOLDED = {"lora_gradient, 1,024": "lora_gradient, 4,096", "lora_gradient, 256": "lora_gradient, 4,096"}
+"""Vectors that are those of another, folded: a bucket of a count-sketch is decided by its share of `dim`."""
 
 
 @dataclass(frozen=True)
@@ -112,10 +115,15 @@ def study(base: Policy, seed: int, num_prompts: int) -> Study:
     scorer, scores, seconds = TorchScorer(base.model, TorchSettings()), {}, {}
     for name, config in KINDS.items():
         scoring = Scoring(start, None, config, same=True, batch_size=BATCH)
-        scorer.score(world.messages[:BATCH], world.tokens[:BATCH], scoring)  # hash tables are made once a process
+        few = world.messages[:BATCH], world.tokens[:BATCH]
+        scorer.score(*few, scoring)  # hash tables are made once a process
         begun = time.process_time()
-        scores[name] = scorer.score(world.messages, world.tokens, scoring)
-        seconds[name] = (time.process_time() - begun) / len(world.texts)
+        scorer.score(*few, scoring)
+        seconds[name] = (time.process_time() - begun) / BATCH
+        if name in FOLDED:
+            scores[name] = folded(scores[FOLDED[name]], config)
+        else:
+            scores[name] = scorer.score(world.messages, world.tokens, scoring).vectors
     distinct = np.array([world.texts[a].strip() != world.texts[b].strip() for a, b in zip(first, second, strict=True)])
     seen = first // RESPONSES < 3 * num_prompts // 4
     labelled = rng.permutation(np.flatnonzero(seen & distinct))[: 2 * num_prompts]
@@ -129,7 +137,7 @@ def study(base: Policy, seed: int, num_prompts: int) -> Study:
     margins = rewards[first] - rewards[second]
     numbers, chosen = {}, {}
     for name, config in KINDS.items():
-        vectors = mapped(scores[name].vectors, config)
+        vectors = mapped(scores[name], config)
         gaps = vectors[first] - vectors[second]
         told = foretold(gaps, labelled, won, margins, held_out)
         numbers[name] = told | {"seconds": seconds[name]}
@@ -204,6 +212,13 @@ def train_on(
     )
     train(plan, 0, lambda *_: None)
     return plan.target
+
+
+def folded(vectors: FloatArray, config: FeaturesConfig) -> FloatArray:
+    """The sketch of fewer numbers: neighbouring sums of the larger one, added up."""
+    projection = config.model_dump()["projection"]
+    narrow: FloatArray = vectors.reshape(len(vectors), projection["dim"], -1).sum(axis=2)
+    return narrow
 
 
 def mapped(vectors: FloatArray, config: FeaturesConfig) -> FloatArray:

@@ -133,7 +133,11 @@ def test_a_config_fills_in_what_it_leaves_out(write_config: Write) -> None:
             "round.features.lora_gradient.projection: Input tag 'pca' found using 'kind' does not match",
         ),
         ("round.features", {"kind": "wit"}, "round.features: Input tag 'wit' found using 'kind' does not match"),
-        ("round.features.proxy", {"kind": "wit"}, "round.features.proxy: Input tag 'wit' found using 'kind' does not"),
+        (
+            "round.features.proxy",
+            {"kind": "wit"},
+            "round.features.hidden.proxy: Input tag 'wit' found using 'kind'",
+        ),
         ("round.generation.max_tokens", 512, "round.generation: max_tokens 512 leaves no room for a prompt in"),
         (
             "round.training.optimizer",

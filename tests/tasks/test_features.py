@@ -137,14 +137,17 @@ def test_a_head_that_is_smaller_than_its_projection_is_refused(tmp_path: Path) -
         LogitsHeadFeatures().require_fit(Contrast(policy=small, reference=small), 0, Settings(cache=tmp_path))
 
 
-def test_a_trained_adapter_gives_twice_the_numbers(
+def test_a_has_numbers_where_b_has_been_trained_or_a_warm_start_stands_in(
     base: Policy, make_adapter: Callable[[int], Path], tmp_path: Path
 ) -> None:
+    settings = Settings(cache=tmp_path)
     config = LoraGradientFeatures(target_modules=("v_proj",), projection=CountSketch(dim=2048))
-    tuned = base.model_copy(update={"adapter": make_adapter(1)})
-    config.require_fit(Contrast(policy=tuned, reference=base, lora=LORA), 0, Settings(cache=tmp_path))
-    warm = config.model_copy(update={"warm_start": 0.01})
-    warm.require_fit(Contrast(policy=base, reference=base, lora=LORA), 0, Settings(cache=tmp_path))
+    fresh = Contrast(policy=base, reference=base, lora=LORA)
+    tuned = Contrast(policy=base.model_copy(update={"adapter": make_adapter(1)}), reference=base, lora=LORA)
+    config.require_fit(tuned, 0, settings)
+    config.model_copy(update={"warm_start": 0.01}).require_fit(fresh, 0, settings)
+    with pytest.raises(InputError, match="dim 2,048 exceeds the 1,024 numbers"):
+        config.require_fit(fresh, 0, settings)
 
 
 @pytest.fixture(scope="module")

@@ -99,6 +99,12 @@ def test_projections_are_linear_and_the_order_of_matrices_does_not_matter(kind: 
     torch.testing.assert_close(projected(projection, mixed), expected, rtol=0, atol=1e-4)
 
 
+def test_a_count_sketch_of_fewer_numbers_is_a_larger_one_folded() -> None:
+    gradients = matrices()
+    wide, narrow = (projected(CountSketch(dim=dim), gradients) for dim in (64, 16))
+    torch.testing.assert_close(wide.reshape(2, 16, 4).sum(2), narrow, rtol=0, atol=1e-4)
+
+
 def test_none_keeps_every_number_in_the_order_of_names() -> None:
     gradients = matrices()
     assert torch.equal(projected(Whole(), gradients), flat(gradients))
