@@ -13,8 +13,8 @@ from tasks.gradients.vectors import Measured, Vectors
 SHARE = 0.5
 """Part of the free memory that a batch is planned to take: the estimate is rough, and allocators leave gaps."""
 
-MOST_ON_CPU = 16
-"""Responses together on a CPU at most: more gain nothing there, and fall out of its caches."""
+MOST_ON_CPU = 8
+"""Responses together on a CPU at most: more gain nothing there, for they are padded more and fall out of its caches."""
 
 MOST_ON_GPU = 256
 

@@ -16,6 +16,7 @@ from cluster.models import Policy, merged_checkpoint
 from cluster.rendering import Message, prompt_tokens
 from cluster.settings import TorchSettings
 from tasks.features import HiddenFeatures
+from tasks.gradients.passes import MOST_ON_CPU
 from tasks.scorers import NOT_FINITE, TOO_LONG, Scores, Scoring, TorchScorer
 
 PROMPTS: list[list[Message]] = [
@@ -212,7 +213,7 @@ def test_one_whose_numbers_are_not_finite_does_not_spoil_the_others(tiny_model: 
 
 
 def test_a_batch_is_as_large_as_memory_takes_where_none_is_asked_for(scorer: TorchScorer) -> None:
-    assert scorer.score(PROMPTS, RESPONSES, scoring(batch_size=None)).facts["batch_size"] == 16
+    assert scorer.score(PROMPTS, RESPONSES, scoring(batch_size=None)).facts["batch_size"] == MOST_ON_CPU
     assert scorer.score(PROMPTS, RESPONSES, scoring(batch_size=3)).facts["batch_size"] == 3
 
 
@@ -228,6 +229,7 @@ from pathlib import Path
 import numpy as np
 from cluster.settings import TorchSettings
 from tasks.features import HiddenFeatures
+from tasks.gradients.passes import MOST_ON_CPU
 from tasks.scorers import Scoring, TorchScorer
 import torch
 scorer = TorchScorer(Path(sys.argv[1]), TorchSettings())

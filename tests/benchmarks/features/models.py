@@ -13,8 +13,9 @@ from cluster.models import PackagedCheckpoint
 from cluster.settings import Settings
 from tasks.gradients.batches import Tokens, batch_of, by_length
 from tasks.gradients.forward import forward
+from tasks.gradients.passes import MOST_ON_CPU
 
-BATCH = 16
+BATCH = MOST_ON_CPU
 PROMPT = 32
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
@@ -130,11 +131,12 @@ def lean_pass(model: Any, texts: Sequence[Tokens]) -> None:
 
 
 def one_by_one(model: Any, texts: Sequence[Tokens]) -> torch.Tensor:
-    """One backward pass a response, gradients side by side, (texts, size)."""
+    """One backward pass of the model's own loss a response, as LESS loops; gradients side by side, (texts, size)."""
     own, rows = trained(model), []
     for prompt, response in texts:
         ids = torch.tensor([[*prompt, *response]], device=model.device)
-        logits = model(input_ids=ids, use_cache=False).logits[0, len(prompt) - 1 : -1].float()
-        logp = logits.log_softmax(-1)[torch.arange(len(response)), ids[0, len(prompt) :]].sum()
+        labels = ids.clone()
+        labels[0, : len(prompt)] = -100
+        logp = -len(response) * model(input_ids=ids, labels=labels, use_cache=False).loss
         rows.append(torch.cat([part.flatten() for part in torch.autograd.grad(logp, own)]))
     return torch.stack(rows)

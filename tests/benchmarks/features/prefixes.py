@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from features.models import LINEAR, demo_model, drawn
+from features.models import BATCH, LINEAR, demo_model, drawn
 from measuring import Finding, take_turns
 from peft import LoraConfig, get_peft_model
 
@@ -32,7 +32,7 @@ def stopped_gradient(_repeats: int, *, prompt: int, response: int) -> Iterator[F
     layers = lora_layers(model, "default")
 
     def gradients(*, whole: bool) -> Measured:
-        return measure(model, texts, LoraGradients(layers, CountSketch(dim=DIM), whole=whole), Room(16))[0]
+        return measure(model, texts, LoraGradients(layers, CountSketch(dim=DIM), whole=whole), Room(BATCH))[0]
 
     exact, stopped = take_turns(lambda: gradients(whole=True), lambda: gradients(whole=False), repeats=1)
     workload = f"SmolLM2-135M, {PROMPTS} prompts of {prompt} x {RESPONSES} responses of {response} tokens"
@@ -46,7 +46,7 @@ def stopped_gradient(_repeats: int, *, prompt: int, response: int) -> Iterator[F
         share = len(first & second) / BUDGET
         words = f"{len(first & second)} of {BUDGET} pairs; by chance {BUDGET / pools[0].num_pairs:.2f}"
         yield Finding(workload=f"{selector.kind}: share of the same pairs", ours=words, number=share)
-    room = Room(16)
+    room = Room(BATCH)
     alone, shared = take_turns(
         lambda: measure(model, texts, _Whole(), room), lambda: measure(model, texts, Likelihoods(), room), repeats=1
     )

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from features.models import Case, lean_pass, one_by_one, plain_pass
+from features.models import BATCH, Case, lean_pass, one_by_one, plain_pass
 from measuring import Finding, peer, take_turns
 
 from tasks.gradients.passes import Room, measure
@@ -70,7 +70,7 @@ def _traker_seconds(gradients: torch.Tensor, dim: int) -> float:
 def _sketched(model: Any, texts: list[Any], dim: int) -> torch.Tensor:
     model.requires_grad_(requires_grad=False)
     vectors = LoraGradients(lora_layers(model, "default"), CountSketch(dim=dim))
-    return measure(model, texts, vectors, Room(16))[0].vectors
+    return measure(model, texts, vectors, Room(BATCH))[0].vectors
 
 
 def gradient_error(_repeats: int, *, case: Case) -> Iterator[Finding]:
