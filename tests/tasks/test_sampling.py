@@ -183,7 +183,9 @@ def test_a_lost_shard_is_drawn_again_as_it_was_and_the_others_stay(world: World,
     written = (tmp_path / kept[0].name).stat().st_mtime_ns
     seen: list[tuple[int, int]] = []
 
-    drawn = sample(job, world.policy.model, LIMITS, world.engines["adapter"], lambda *done: seen.append(done))
+    drawn = sample(
+        job, world.policy.model, LIMITS, world.engines["adapter"], lambda done, total, _: seen.append((done, total))
+    )
 
     assert pq.read_table(tmp_path / kept[1].name).equals(pq.read_table(kept[1]))
     assert (tmp_path / kept[0].name).stat().st_mtime_ns == written
