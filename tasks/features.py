@@ -160,7 +160,7 @@ AnyFeatures = HiddenFeatures | LogitsHeadFeatures | LoraGradientFeatures
 """The one place to add a kind of vector."""
 
 FEATURES = {str(kind.model_fields["kind"].default): kind for kind in get_args(AnyFeatures)}
-DEFAULT_KIND = "hidden"
+DEFAULT_KIND = "lora_gradient"
 
 
 def _with_kind(value: Any) -> Any:

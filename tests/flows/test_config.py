@@ -136,7 +136,7 @@ def test_a_config_fills_in_what_it_leaves_out(write_config: Write) -> None:
         (
             "round.features.proxy",
             {"kind": "wit"},
-            "round.features.hidden.proxy: Input tag 'wit' found using 'kind'",
+            "round.features.lora_gradient.proxy: Input tag 'wit' found using 'kind'",
         ),
         ("round.generation.max_tokens", 512, "round.generation: max_tokens 512 leaves no room for a prompt in"),
         (
