@@ -16,7 +16,6 @@ from tasks.tables import PROXY_SCORE, check, parts, required
 FACTS = b"pairwright"
 """Key of what a file of features says of how they were made."""
 
-
 VECTOR = "feature"
 """The column of vectors."""
 

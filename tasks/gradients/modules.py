@@ -1,10 +1,11 @@
-"""Which modules of a model a gradient is taken in, in words that a config can use."""
+"""The words of a config, without torch: which modules a gradient is taken in, and how states are pooled."""
 
 import re
 from collections.abc import Sequence
 from typing import Literal
 
 Pooling = Literal["last", "mean"]
+"""The last response token's state, or the mean over all of them."""
 
 ALL_LINEAR = "all-linear"
 """Every module that the adapter trains, in PEFT's words."""

@@ -17,6 +17,7 @@ MOST_ON_CPU = 8
 """Responses together on a CPU at most: more gain nothing there, for they are padded more and fall out of its caches."""
 
 MOST_ON_GPU = 256
+"""Responses together on a GPU at most."""
 
 
 @dataclass(frozen=True)
