@@ -5,7 +5,7 @@ STAMP := .venv/pairwright.stamp
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench bench-selection bench-features lock FORCE
+.PHONY: help demo test lint bench bench-selection bench-features bench-training lock FORCE
 
 help:  ## Print the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 18
@@ -30,6 +30,9 @@ bench-selection: $(STAMP)  ## Measure the selection core against its peers
 
 bench-features: $(STAMP)  ## Measure gradients as features against their peers
 	.venv/bin/python tests/benchmarks features
+
+bench-training: $(STAMP)  ## Measure training against TRL, schedulers, and rounds that regenerate a share
+	.venv/bin/python tests/benchmarks training
 
 lock:  ## Renew the pinned versions in cluster/manifests/cpu.lock
 	$(PYTHON) cluster/manifests/install.py --lock

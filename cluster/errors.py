@@ -3,3 +3,7 @@
 
 class InputError(ValueError):
     """Bad input that was found before any expensive work."""
+
+
+class TrainingError(RuntimeError):
+    """A training that can't go on; what it has learnt until its last checkpoint is kept."""

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 KIND_TAG = "pairwright.kind"
 LINEAGE_TAG = "pairwright.lineage"
 ROUND_TAG = "pairwright.round"
+STUDY_TAG = "pairwright.study"
+DIGEST_TAG = "pairwright.digest"
 ARTIFACT_TAG = "pairwright.artifact"
 PARENT_TAG = "mlflow.parentRunId"
 TABLES_TAG = "mlflow.loggedArtifacts"
@@ -60,6 +62,11 @@ class Tracker:
         padded = f"{round_number:03d}"
         identity = {KIND_TAG: "round", LINEAGE_TAG: lineage, ROUND_TAG: padded, PARENT_TAG: lineage_run}
         return self._open(identity, tags, name=f"round-{padded}")
+
+    def open_study(self, study: str, digest: str) -> str:
+        """Find or create the run of a study with a config of this digest, set it running, and return its run id."""
+        identity = {KIND_TAG: "study", STUDY_TAG: study, DIGEST_TAG: digest}
+        return self._open(identity, {}, name=f"{study}-{digest[:8]}")
 
     def close(self, run: str, status: Status) -> None:
         """End a run; opening it again sets it running."""

@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -140,6 +140,31 @@ def referee(
     if tally:
         console.print(f"trials: {tally.computed} computed, {tally.reused} found finished and reused")
     console.print(f"results, report and figures: {stand.out}", soft_wrap=True, highlight=False)
+
+
+@app.command()
+def study(
+    name: Annotated[Literal["bandit"], typer.Argument(help="bandit: on-policy data and negative gradients")],  # noqa: ARG001
+    config: Annotated[Path | None, typer.Option(help="YAML file; without it as configs/study-bandit.yaml")] = None,
+    out: Annotated[Path | None, typer.Option(help="folder of results, report and figures")] = None,
+) -> None:
+    """Measure a published claim where its truth can be computed; a finished study is reused."""
+    settings = _settings()
+    from flows.bandit import StudyConfig
+    from flows.config import load
+    from flows.opening import check_prefect
+
+    wanted = StudyConfig() if config is None else load(config, StudyConfig)
+    check_prefect(settings)
+    from flows.study import LEGEND, PACE, study_bandit
+
+    published = study_bandit(wanted, None if out is None else out.resolve())
+    for grid in published.grids:
+        console.print(grid.rich())
+    for text in (LEGEND, PACE, *map(str, published.findings)):
+        console.print(text, highlight=False, markup=False)
+    console.print("found finished and reused" if published.reused else "computed")
+    console.print(f"results, report and figures: {published.out}", soft_wrap=True, highlight=False)
 
 
 @app.command()

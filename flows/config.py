@@ -15,8 +15,10 @@ from tasks.evaluation import EvaluationConfig
 from tasks.features import DEFAULT_KIND, FEATURES, Features
 from tasks.generation import GenerationConfig
 from tasks.labelling import LabellingConfig
+from tasks.logged import Logged, PoolConfig
 from tasks.promotion import PromotionConfig
 from tasks.prompts import PromptsConfig
+from tasks.regeneration import Fresh, LowestReward
 from tasks.selection import SelectionConfig
 from tasks.training import TrainingConfig
 
@@ -32,6 +34,7 @@ class RoundConfig(BaseModel):
     seed: int = Field(0, ge=0, description="decides prompts, responses and training; labels have a seed of their own")
     prompts: PromptsConfig
     generation: GenerationConfig = GenerationConfig()
+    pool: PoolConfig = PoolConfig()
     features: Features = FEATURES[DEFAULT_KIND]()
     selection: SelectionConfig
     labelling: LabellingConfig = LabellingConfig()
@@ -47,25 +50,62 @@ class RoundConfig(BaseModel):
         return self
 
     @model_validator(mode="after")
-    def _stages_fit(self) -> "RoundConfig":
-        responses, cap = self.generation.num_responses, self.selection.selector.max_pairs_per_prompt
-        pairs = self.prompts.num_prompts * responses * (responses - 1) // 2
-        if self.selection.budget > pairs:
+    def _training_is_served(self) -> "RoundConfig":
+        if self.training.reads_rewards and self.features.proxy is None:
             raise ValueError(
-                f"budget {self.selection.budget} exceeds the {pairs} pairs of the pool: "
+                f"training reads rewards of responses (objective {self.training.objective.kind}, weights.utility or "
+                "min_reward_gap), which are the scores of features.proxy: set it"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _regeneration_is_served(self) -> "RoundConfig":
+        way = self.prompts.regenerate
+        if isinstance(way, LowestReward) and self.features.proxy is None:
+            raise ValueError("prompts.regenerate lowest_reward ranks prompts by stored scores: set features.proxy")
+        if isinstance(self.pool.source, Logged) and not isinstance(way, Fresh):
+            raise ValueError(
+                f"prompts.regenerate {way.kind} has nothing to regenerate where pool.source is logged: "
+                "choose fresh, or a source that is on_policy or mixed"
+            )
+        return self
+
+    def selection_in(self, round_number: int) -> SelectionConfig:
+        """The selection of one round; a round that regenerates a share of the prompts has that share of the budget."""
+        budget = self.prompts.regenerate.part(self.selection.budget, round_number)
+        return self.selection.model_copy(update={"budget": budget})
+
+    @model_validator(mode="after")
+    def _budgets_fit(self) -> "RoundConfig":
+        for round_number in (0, 1):  # all later ones are as the second
+            self._require_budget(round_number)
+        return self
+
+    def _require_budget(self, round_number: int) -> None:
+        budget, selector = self.selection_in(round_number).budget, self.selection.selector
+        prompts = self.prompts.regenerate.part(self.prompts.num_prompts, round_number)
+        responses, cap = self.generation.num_responses, selector.max_pairs_per_prompt
+        whose = f"budget {budget}" + (" of the rounds after the first" if round_number else "")
+        pairs = prompts * responses * (responses - 1) // 2
+        if budget > pairs:
+            raise ValueError(
+                f"{whose} exceeds the {pairs} pairs of the pool: "
                 "lower selection.budget or raise generation.num_responses"
             )
-        if cap is not None and self.selection.budget > self.prompts.num_prompts * cap:
+        if cap is not None and budget > prompts * cap:
             raise ValueError(
-                f"budget {self.selection.budget} exceeds the {self.prompts.num_prompts * cap} pairs that "
+                f"{whose} exceeds the {prompts * cap} pairs that "
                 f"selection.selector.max_pairs_per_prompt {cap} allows: lower the budget or raise the cap"
             )
-        least = self.prompts.num_prompts * self.selection.selector.min_pairs_per_prompt
-        if responses > 1 and self.selection.budget < least:
+        least = prompts * selector.min_pairs_per_prompt
+        if responses > 1 and budget < least:
             raise ValueError(
-                f"budget {self.selection.budget} is below the {least} pairs that "
+                f"{whose} is below the {least} pairs that "
                 "selection.selector.min_pairs_per_prompt asks for: raise the budget or lower the minimum"
             )
+
+    @model_validator(mode="after")
+    def _adapter_is_served(self) -> "RoundConfig":
         if self.training.lora.r > self.generation.max_lora_rank:
             raise ValueError(
                 f"training.lora.r {self.training.lora.r} exceeds generation.max_lora_rank "
@@ -103,7 +143,7 @@ class LineageConfig(BaseModel):
     round: RoundConfig
 
 
-COMMANDS = {"round": "run, round, deploy or serve", "environments": "referee"}
+COMMANDS = {"round": "run, round, deploy or serve", "environments": "referee", "rewards": "study bandit"}
 """What takes a config, by the key that tells its type."""
 
 

@@ -9,13 +9,15 @@ from cluster.errors import InputError
 from cluster.models import Contrast, Policy
 from cluster.storage import MANIFEST, Store, write_json
 from flows.config import LineageConfig, RoundConfig
+from tasks.lessons import Lessons
 from tasks.stages import round_record
 from tasks.tables import PastRound, Table
-from tasks.training import Lessons, TrainingConfig, trained_policy
+from tasks.training import TrainingConfig, trained_policy
 
-STAGES = (
+ALL_STAGES = (
     "prompts",
     "held_out",
+    "drawn",
     "pool",
     "features",
     "recalled",
@@ -30,7 +32,10 @@ STAGES = (
     "evaluation",
     "promotion",
 )
-"""The stages of a round, in order, by the names they have in its record."""
+"""The stages that a round can have, in order, by the names they have in its record."""
+
+STAGES = tuple(stage for stage in ALL_STAGES if stage != "drawn")
+"""Those that every round has; "drawn" is what the policy writes of a pool that gets logged responses, too."""
 
 
 @dataclass(frozen=True)
@@ -50,10 +55,21 @@ class History:
         """The round's policy against the reference that the config names."""
         return Contrast(policy=self.policy, reference=self._named(config.reference), lora=config.lora)
 
-    def lessons(self, config: TrainingConfig, preferences: Table) -> Lessons:
-        """What this round trains on: its own labels, or those of all rounds so far."""
-        earlier = [one.preferences for one in self.rounds] if config.data == "lineage" else []
-        return Lessons(self.base, self._named(config.start), self._named(config.reference), [*earlier, preferences])
+    def lessons(self, config: TrainingConfig, preferences: Table, features: Sequence[Table]) -> Lessons:
+        """What this round trains on: its own labels, or those of all rounds so far.
+
+        `features` are the round's own, whose reference is today's; earlier ones have it where it is always the base.
+        """
+        past = [] if config.data == "round" else self.rounds
+        scores = [table for one in past for table in (one.features, one.recalled_features)]
+        return Lessons(
+            base=self.base,
+            start=self._named(config.start),
+            reference=self._named(config.reference),
+            preferences=[*(one.preferences for one in past), preferences],
+            features=[*scores, *features],
+            reference_features=[*(scores if config.reference == "base" else []), *features],
+        )
 
     def _named(self, name: str) -> Policy:
         return {"base": self.base, "previous": self.policy}[name]
@@ -88,14 +104,14 @@ def history(store: Store, lineage: str, round_number: int, base: Policy) -> Hist
 def recorded(store: Store, lineage: str, round_number: int) -> dict[str, Table]:
     """The round's stages that are noted as finished and still are, in order."""
     folder = round_record(store, lineage, round_number)
-    files = {stage: folder / f"{stage}.json" for stage in STAGES}
+    files = {stage: folder / f"{stage}.json" for stage in ALL_STAGES}
     tables = {stage: _table(file) for stage, file in files.items() if file.exists()}
     return {stage: table for stage, table in tables.items() if (table.path / MANIFEST).exists()}
 
 
 def is_finished(tables: dict[str, Table]) -> bool:
-    """Whether a round has all of its stages."""
-    return len(tables) == len(STAGES)
+    """Whether a round has all the stages that every round has."""
+    return all(stage in tables for stage in STAGES)
 
 
 def first_unfinished(store: Store, config: LineageConfig) -> int:

@@ -14,7 +14,8 @@ from cluster.tracking import Status, Tracker
 from flows.config import RoundConfig
 from flows.history import History, history, keep_config
 from flows.report import round_of
-from tasks.prompts import check_prompts
+from tasks.logged import check_logged
+from tasks.prompts import check_prompts, drawable
 from tasks.proxies import check_proxy
 from tasks.stages import RoundContext
 
@@ -25,9 +26,10 @@ def check_round(config: RoundConfig, settings: Settings) -> None:
     """Look at all that a round needs, before anything expensive.
 
     Raises:
-        InputError: prompts, proxy, model, engine, store, MLflow or Prefect can't serve it.
+        InputError: prompts, logged responses, proxy, model, engine, store, MLflow or Prefect can't serve it.
     """
     check_prompts(config.prompts)
+    check_logged(config.pool.source, config.generation.num_responses, drawable(config.prompts))
     check_proxy(config.features.proxy)
     check_engine(settings.engine)
     Store(settings.store).check_writable()

@@ -20,8 +20,8 @@ class RoundReport:
 
     @property
     def finished(self) -> bool:
-        """Whether all stages are there."""
-        return len(self.manifests) == len(STAGES)
+        """Whether all stages are there that every round has."""
+        return all(stage in self.manifests for stage in STAGES)
 
     def measure(self, stage: str, name: str) -> float | None:
         """A number that a stage measured."""
@@ -39,7 +39,7 @@ class RoundReport:
         seconds = sum(manifest.seconds for manifest in stages)
         in_models = sum(float(manifest.measures.get("model_seconds", 0.0)) for manifest in stages)
         found = {"stage_seconds": seconds, "share_outside_models": 1 - in_models / seconds} if seconds else {}
-        pool = self.manifests.get("pool")
+        pool = self.manifests.get("drawn", self.manifests.get("pool"))
         if pool and pool.measures["model_seconds"]:
             tokens = float(pool.measures["tokens"])
             found["tokens_per_second"] = tokens / pool.seconds

@@ -6,6 +6,7 @@ from cluster.models import Contrast
 from cluster.settings import Settings
 from flows.config import RoundConfig
 from flows.opening import check_round, open_round
+from flows.pools import write_pool
 from tasks.candidates import Offer
 from tasks.evaluation import evaluate_policy
 from tasks.features import compute_features, likelihoods_alone
@@ -28,18 +29,18 @@ def preference_round(config: RoundConfig, lineage: str, round_number: int) -> No
     check_round(config, settings)
     with open_round(config, lineage, round_number, settings) as (here, past):
         contrast = past.contrast(config.training)
-        prompts = draw_prompts(config.prompts, here)
+        prompts = draw_prompts(config.prompts, past.rounds, here)
         held_out = hold_out_prompts(config.prompts, here)
-        pool = generate_responses(prompts, past.policy, config.generation, here)
+        pool = write_pool(prompts, past, config, here)
         features = compute_features(pool, contrast, config.features, here)
         recalled = recall_responses(
             past.rounds, here, labelled=config.selection.labels == "current", offer_rounds=config.selection.offer_rounds
         )
         recalled_features = compute_features(recalled, contrast, config.features, here, name="recalled_features")
         offer = Offer(features, recalled_features, past.rounds, config.features.num_components)
-        pairs = select_pairs(offer, config.selection, config.training.beta, here)
+        pairs = select_pairs(offer, config.selection_in(round_number), config.training.beta, here)
         preferences = label_pairs(pairs, [pool, recalled], config.labelling, here)
-        lessons = past.lessons(config.training, preferences)
+        lessons = past.lessons(config.training, preferences, [features, recalled_features])
         trained = train_policy(lessons, config.training, here)
         policy = trained_policy(past.base, trained)
 

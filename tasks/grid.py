@@ -50,7 +50,10 @@ class Grid:
         return filled
 
     def without(self, pairs: Iterable[tuple[str, str]]) -> BoolArray:
-        """Which pair slots are none of these pairs of response ids, (P, m)."""
+        """Which pair slots are none of these pairs of response ids, (P, m).
+
+        A pair has no slot where its responses stand in pools of different rounds.
+        """
         place_of = dict(zip(self.response_ids[self.places], zip(*self.places, strict=True), strict=True))
         first, second = pair_slots(self.response_ids.shape[1])
         slot_of = np.zeros((self.response_ids.shape[1],) * 2, dtype=np.intp)
@@ -58,6 +61,7 @@ class Grid:
         mask = np.ones((len(self.prompt_ids), len(first)), dtype=np.bool_)
         for a, b in pairs:
             if a in place_of and b in place_of:
-                (row, column), (_, other) = place_of[a], place_of[b]
-                mask[row, slot_of[column, other]] = False
+                (row, column), (second_row, other) = place_of[a], place_of[b]
+                if row == second_row:
+                    mask[row, slot_of[column, other]] = False
         return mask

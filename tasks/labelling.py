@@ -47,7 +47,7 @@ def label_pairs(pairs: Table, responses: Sequence[Table], config: LabellingConfi
         return {"cost": sum(label.cost for label in labels)}
 
     digests = [table.digest for table in responses]
-    key = StageKey("preferences", {"labeller": config.labeller.identity}, [pairs.digest, *digests])
+    key = StageKey("preferences", {"labeller": config.labeller.identity}, [pairs.digest, *digests], version=2)
     table = run_stage(key, work, here, publish=Publish("preferences", parquet=True))
     show_examples(key, here)
     return table
@@ -66,7 +66,9 @@ def show_examples(key: StageKey, here: RoundContext) -> None:
 
 
 def _texts(responses: Sequence[Table]) -> dict[str, dict[str, Any]]:
-    tables = [read(table.path, RESPONSES).select(["response_id", "messages", "text"]) for table in responses]
+    tables = [
+        read(table.path, RESPONSES).select(["response_id", "messages", "text", "token_ids"]) for table in responses
+    ]
     return {row["response_id"]: row for table in tables for row in table.to_pylist()}
 
 
@@ -91,6 +93,8 @@ def _row(
         "rejected": rejected,
         "chosen_text": texts[chosen]["text"],
         "rejected_text": texts[rejected]["text"],
+        "chosen_token_ids": texts[chosen]["token_ids"],
+        "rejected_token_ids": texts[rejected]["token_ids"],
         "swapped": label.swapped,
         "probability": probability if probability is None or a_won else 1 - probability,
         "labeller": config.labeller.identity,

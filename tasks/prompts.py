@@ -1,19 +1,18 @@
-"""Prompts: read them, keep some out for evaluation, draw each round's share without repeats."""
+"""Prompts: keep some out for evaluation, and draw each round's: new ones, or some of the known ones again."""
 
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 
 from cluster.errors import InputError
-from cluster.storage import StageKey, digest_of
+from cluster.storage import StageKey
+from tasks.prompt_files import read_prompts
+from tasks.regeneration import AnyRegeneration, Fresh
 from tasks.stages import Publish, RoundContext, run_stage, stage_task
-from tasks.tables import PROMPTS, Table, part_path, write_part
+from tasks.tables import PROMPTS, PastRound, Table, part_path, write_part
 
 
 class PromptsConfig(BaseModel):
@@ -25,82 +24,11 @@ class PromptsConfig(BaseModel):
     num_prompts: PositiveInt = Field(description="prompts that get a pool in each round")
     num_held_out: PositiveInt = Field(description="prompts that only evaluation sees, the same in every round")
     held_out_share: float = Field(0.2, gt=0, lt=1, description="share of all prompts from which those are taken")
-
-
-class ChatMessage(BaseModel):
-    """One turn of a conversation."""
-
-    role: str
-    content: str
-
-
-Prompt = str | list[ChatMessage]
-_PROMPT: TypeAdapter[Prompt] = TypeAdapter(Prompt)
-
-
-def read_prompts(path: Path) -> list[dict[str, Any]]:
-    """Rows of PROMPTS in the order of their ids, which are hashes of their content; repeats are dropped.
-
-    Raises:
-        InputError: no such file, an empty or unreadable one, a line that is not JSON, or a row without `prompt`.
-    """
-    if not path.is_file():
-        raise InputError(f"prompts file {path} does not exist: check prompts.path")
-    rows = {}
-    for place, row in _rows(path):
-        messages = _messages(row, f"{path}, {place}")
-        rows[digest_of(messages)[:32]] = messages
-    if not rows:
-        raise InputError(f"prompts file {path} is empty: it needs a row with a column 'prompt' for each prompt")
-    return [{"prompt_id": prompt_id, "messages": rows[prompt_id]} for prompt_id in sorted(rows)]
-
-
-def _rows(path: Path) -> Iterator[tuple[str, Any]]:
-    if path.suffix == ".parquet":
-        yield from ((f"row {number}", row) for number, row in enumerate(_parquet(path).to_pylist(), start=1))
-        return
-    for number, line in enumerate(_text(path).split("\n"), start=1):  # a JSON string may hold other line separators
-        if not line.strip():
-            continue
-        try:
-            yield f"line {number}", json.loads(line)
-        except json.JSONDecodeError as error:
-            raise InputError(f"{path}, line {number} is not JSON: {error.msg} at column {error.colno}") from error
-
-
-def _parquet(path: Path) -> pa.Table:
-    try:
-        return pq.read_table(path)
-    except pa.ArrowInvalid as error:
-        raise InputError(
-            f"prompts file {path} is not Parquet ({error}): write it anew, or call JSONL *.jsonl"
-        ) from error
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"prompts file {path} is not UTF-8 ({error.reason} at byte {error.start}): save it as UTF-8, one JSON "
-            "object a line"
-        ) from error
-
-
-def _messages(row: Any, where: str) -> list[dict[str, str | None]]:
-    if not isinstance(row, dict) or row.get("prompt") is None:
-        found = sorted(row) if isinstance(row, dict) else type(row).__name__
-        raise InputError(f"{where} has no 'prompt' (found {found}): expected a string or a list of chat messages")
-    try:
-        prompt = _PROMPT.validate_python(row["prompt"])
-    except ValidationError as error:
-        raise InputError(f"{where}: 'prompt' is neither a string nor a list of {{role, content}} messages") from error
-    if not prompt:
-        found = "empty text" if isinstance(prompt, str) else "an empty conversation"
-        raise InputError(f"{where}: 'prompt' is {found}: expected at least one word or message")
-    if isinstance(prompt, str):
-        return [{"role": None, "content": prompt}]
-    return [{"role": message.role, "content": message.content} for message in prompt]
+    regenerate: Annotated[AnyRegeneration, Field(discriminator="kind")] = Field(
+        Fresh(),
+        description="fresh: new prompts in each round; lowest_reward (by features.proxy) or random_share: from round 1 "
+        "on the share rho of the prompts known gets a new pool, for ceil(rho * selection.budget) labels",
+    )
 
 
 def split(rows: Sequence[dict[str, Any]], held_out_share: float) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -130,6 +58,15 @@ def draw(num_rows: int, num_prompts: int, round_number: int, seed: int) -> list[
     return drawn
 
 
+def drawable(config: PromptsConfig) -> list[dict[str, Any]]:
+    """Rows of PROMPTS from which rounds are drawn, in the order of their ids.
+
+    Raises:
+        InputError: the file is unreadable.
+    """
+    return split(read_prompts(config.path), config.held_out_share)[0]
+
+
 def check_prompts(config: PromptsConfig) -> None:
     """See that the file serves the config.
 
@@ -146,11 +83,29 @@ def check_prompts(config: PromptsConfig) -> None:
 
 
 @stage_task("draw prompts")
-def draw_prompts(config: PromptsConfig, here: RoundContext) -> Table:
-    """Write the prompts that get a pool in this round."""
-    rows, _ = split(read_prompts(config.path), config.held_out_share)
-    chosen = [rows[i] for i in draw(len(rows), config.num_prompts, here.round, here.seed)]
+def draw_prompts(config: PromptsConfig, past: Sequence[PastRound], here: RoundContext) -> Table:
+    """Write the prompts that get a pool in this round, given the rounds before it.
+
+    Raises:
+        InputError: a prompt that shall get a new pool is in the file no more.
+    """
+    rows = drawable(config)
+    again = config.regenerate(past, np.random.default_rng(here.seed_of("prompts")))
+    if again is None:
+        chosen = [rows[i] for i in draw(len(rows), config.num_prompts, here.round, here.seed)]
+    else:
+        chosen = _named(again, rows, config.path)
     return _keep("prompts", chosen, here)
+
+
+def _named(prompt_ids: Sequence[str], rows: Sequence[dict[str, Any]], path: Path) -> list[dict[str, Any]]:
+    by_id = {row["prompt_id"]: row for row in rows}
+    if lost := [name for name in prompt_ids if name not in by_id]:
+        raise InputError(
+            f"{len(lost)} of the {len(prompt_ids)} prompts that shall get a new pool are in {path} no more, the first "
+            f"of them {lost[0]}: put them back, or begin a lineage of another name"
+        )
+    return [by_id[name] for name in prompt_ids]
 
 
 @stage_task("hold out prompts")

@@ -75,21 +75,22 @@ def write_shard(shard: Shard, job: SamplingJob, engine: Any) -> dict[str, Any]:
         "engine": ray.get(engine.version.remote()),
     }
     rows = [
-        _response(prompt, index, response, job.policy.name) | {"fault": fault} | shared
+        response_row(prompt, index, response, job.policy.name) | {"fault": fault} | shared
         for prompt, responses in zip(prompts, drawn, strict=True)
-        for index, (response, fault) in enumerate(zip(responses, faults(responses), strict=True))
+        for index, (response, fault) in enumerate(zip(responses, faults([one.text for one in responses]), strict=True))
     ]
     write_part(part_path(job.target, shard["shard"]), rows, RESPONSES)
     return {"tokens": sum(len(response["token_ids"]) for response in rows), "seconds": seconds}
 
 
-def faults(responses: Sequence[Sampled]) -> list[str | None]:
-    """Why each response can't form a pair: it is empty, or says what an earlier one of its prompt says."""
-    texts = [response.text.strip() for response in responses]
-    return ["empty" if not text else "duplicate" if text in texts[:i] else None for i, text in enumerate(texts)]
+def faults(texts: Sequence[str]) -> list[str | None]:
+    """Why each response to a prompt can't form a pair: it is empty, or says what an earlier one says."""
+    bare = [text.strip() for text in texts]
+    return ["empty" if not text else "duplicate" if text in bare[:i] else None for i, text in enumerate(bare)]
 
 
-def _response(prompt: dict[str, Any], index: int, response: Sampled, policy: str) -> dict[str, Any]:
+def response_row(prompt: dict[str, Any], index: int, response: Sampled, policy: str) -> dict[str, Any]:
+    """A row of RESPONSES, but for its fault and what it shares with others; `policy` says who wrote it."""
     return {
         "response_id": digest_of([prompt["prompt_id"], policy, index, response.token_ids])[:32],
         "prompt_id": prompt["prompt_id"],

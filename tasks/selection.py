@@ -32,7 +32,9 @@ class SelectionConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     selector: Annotated[AnySelector, Field(discriminator="kind")] = RobustDesign()
-    budget: PositiveInt = Field(description="pairs to label in one round")
+    budget: PositiveInt = Field(
+        description="pairs to label in one round; a share of them in rounds that regenerate a share of the prompts"
+    )
     labels: LabelFeatures = Field(
         "current", description="features of earlier labels: under the present policy, or as stored when chosen"
     )

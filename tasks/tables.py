@@ -44,7 +44,8 @@ RESPONSES = pa.schema(
         required("engine", pa.string()),
     ]
 )
-"""One row a response. `logprob`: summed over its tokens under the sampler (after temperature and truncation), nats.
+"""One row a response. `logprob`: summed over its tokens under the sampler (after temperature and truncation), nats; NaN
+where the response was logged and nobody knows its sampler.
 `fault`: "empty" or "duplicate" (of an earlier response to the prompt) where it can't form a pair, else null."""
 
 PAIRS = pa.schema(
@@ -73,6 +74,8 @@ PREFERENCES = pa.schema(
         required("rejected", pa.string()),
         required("chosen_text", pa.string()),
         required("rejected_text", pa.string()),
+        required("chosen_token_ids", pa.list_(pa.int32())),
+        required("rejected_token_ids", pa.list_(pa.int32())),
         required("swapped", pa.bool_()),
         pa.field("probability", pa.float64()),
         required("labeller", pa.string()),
@@ -80,7 +83,31 @@ PREFERENCES = pa.schema(
     ]
 )
 """One row a label. `swapped`: the labeller saw response b first. `probability`: its own P(chosen over rejected).
-`weight`: of its loss in training, relative to the other labels; null for 1."""
+`weight`: the selection's, of its loss in training; null for 1."""
+
+LESSONS = pa.schema(
+    [
+        required("pair_id", pa.string()),
+        required("prompt_id", pa.string()),
+        required("messages", MESSAGES),
+        required("chosen", pa.string()),
+        required("rejected", pa.string()),
+        required("chosen_token_ids", pa.list_(pa.int32())),
+        required("rejected_token_ids", pa.list_(pa.int32())),
+        pa.field("chosen_reference_logp", pa.float64()),
+        pa.field("rejected_reference_logp", pa.float64()),
+        pa.field("probability", pa.float64()),
+        pa.field("chosen_reward", pa.float64()),
+        pa.field("rejected_reward", pa.float64()),
+        pa.field("weight_selection", pa.float64()),
+        pa.field("weight_utility", pa.float64()),
+        pa.field("weight_confidence", pa.float64()),
+        required("weight", pa.float64()),
+    ]
+)
+"""One row a pair that is trained on. `*_reference_logp`: of the response's tokens under the reference, nats; null where
+no features hold it. `*_reward`: scores of the round's proxy. `weight_*`: factors of `weight`, null for one that the
+config doesn't ask for."""
 
 SCORES = pa.schema(
     [

@@ -1,10 +1,8 @@
-"""Training: DPO of a LoRA adapter on the labels, in Ray Train."""
+"""Training: an adapter learns from the labels, in Ray Train."""
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
@@ -18,15 +16,20 @@ from pydantic import (
 )
 
 from cluster.adapters import fresh_adapter
+from cluster.errors import InputError
 from cluster.models import LoraShape, Policy
 from cluster.settings import TrainSettings
 from cluster.storage import StageKey
 from cluster.tracking import Tracker
+from tasks.lessons import Data, Lessons, Syllabus, Taught, WeightsConfig, taught
+from tasks.objectives import AnyObjective
+from tasks.objectives.contrastive import Dpo
+from tasks.schedulers import All, AnyScheduler, identity_of
 from tasks.stages import ADAPTER, Publish, RoundContext, run_stage, stage_task
-from tasks.tables import Table
+from tasks.tables import LESSONS, Table, part_path, write_arrow
 
 if TYPE_CHECKING:
-    from tasks.dpo import Plan
+    from tasks.trainer.worker import Plan
 
 
 class OptimizerConfig(BaseModel):
@@ -36,8 +39,12 @@ class OptimizerConfig(BaseModel):
 
     learning_rate: PositiveFloat = 1e-5
     num_epochs: PositiveFloat = 1.0
+    num_steps: PositiveInt | None = Field(
+        None, description="gradient steps on the labels of a round (T), in place of num_epochs"
+    )
     batch_size: PositiveInt = Field(8, description="pairs of one step, over all workers")
     micro_batch_size: PositiveInt = Field(4, description="pairs in one worker's memory at a time")
+    group_by_length: bool = Field(True, description="pairs of a step share micro-batches with those of like length")
     warmup_steps: NonNegativeInt = 0
     weight_decay: NonNegativeFloat = 0.0
 
@@ -52,45 +59,79 @@ class OptimizerConfig(BaseModel):
 
 
 class TrainingConfig(BaseModel):
-    """What the policy learns from, against which reference, from which start."""
+    """What the policy learns from, by which loss, against which reference, from which start."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    objective: Annotated[AnyObjective, Field(discriminator="kind")] = Dpo()
     beta: PositiveFloat = Field(0.1, description="inverse temperature of DPO: strength of the pull to the reference")
+    weights: WeightsConfig = WeightsConfig()
+    scheduler: Annotated[AnyScheduler, Field(discriminator="kind")] = Field(
+        All(), description="which pairs of each step's batch are trained on"
+    )
     reference: Literal["base", "previous"] = Field("base", description="policy of round 0, or of the round before")
     start: Literal["base", "previous"] = Field("previous", description="adapter that training starts from")
-    data: Literal["round", "lineage"] = Field("lineage", description="labels of this round, or of all rounds so far")
+    data: Data = Field(
+        "lineage", description="labels of this round, of all rounds, or of the last round of each prompt (newest)"
+    )
+    min_reward_gap: NonNegativeFloat | None = Field(
+        None, description="pairs whose scores by features.proxy differ by no more are left out"
+    )
     max_length: PositiveInt = Field(512, description="tokens of prompt and response together at most")
     save_steps: PositiveInt = Field(50, description="steps between checkpoints: what a killed training repeats at most")
     lora: LoraShape = LoraShape()
     optimizer: OptimizerConfig = OptimizerConfig()
 
+    @model_validator(mode="after")
+    def _keeps_of_a_batch(self) -> "TrainingConfig":
+        if not isinstance(self.scheduler, All) and self.scheduler.num_kept > self.optimizer.batch_size:
+            raise ValueError(
+                f"scheduler.num_kept {self.scheduler.num_kept} exceeds the {self.optimizer.batch_size} pairs of a "
+                "step: lower it, or raise optimizer.batch_size"
+            )
+        return self
 
-@dataclass(frozen=True)
-class Lessons:
-    """What one training starts from and learns from."""
+    @property
+    def reads_rewards(self) -> bool:
+        """Whether pairs have to have rewards, which are the scores of the round's proxy."""
+        asking = (self.weights.utility, self.min_reward_gap)
+        return "rewards" in self.objective.needs or any(one is not None for one in asking)
 
-    base: Policy
-    start: Policy
-    reference: Policy
-    preferences: Sequence[Table]
+    @property
+    def syllabus(self) -> Syllabus:
+        """Which pairs teach, and how much each weighs."""
+        return Syllabus(
+            objective=self.objective,
+            weights=self.weights,
+            min_reward_gap=self.min_reward_gap,
+            newest=self.data == "newest",
+        )
 
 
 @stage_task("train policy")
 def train_policy(lessons: Lessons, config: TrainingConfig, here: RoundContext) -> Table:
-    """Train an adapter; its folder is `adapter` in the stage's. Log-likelihoods are sums over a response, nats."""
-    policies = (lessons.base, lessons.start, lessons.reference)
-    inputs = [*(policy.digest for policy in policies), *(table.digest for table in lessons.preferences)]
+    """Train an adapter; its folder is `adapter` in the stage's, beside a table of what it was taught.
+
+    Log-likelihoods are sums over a response, nats.
+
+    Raises:
+        InputError: the labels can't be used as the config asks, or a policy's adapter is missing.
+        TrainingError: a loss or weight was not finite; the stage stays unfinished.
+    """
     seed = here.seed_of("training")
 
     def work(folder: Path) -> dict[str, Any]:
         started = time.perf_counter()
-        measures = _run(_plan(lessons, config, folder, here), here)
-        return measures | {"model_seconds": time.perf_counter() - started, "num_labels": _rows(lessons)}
+        _require_adapters(lessons)
+        learnt = taught(lessons, config.syllabus)
+        write_arrow(part_path(folder, 0), learnt.rows, LESSONS)
+        measures = _run(_plan(lessons, config, folder, learnt, here), here)
+        return {**learnt.measures, **measures, "model_seconds": time.perf_counter() - started}
 
-    facts = config.model_dump(exclude={"save_steps"}) | {"seed": seed, "adapter_seed": here.seed}
-    key = StageKey("adapter", facts, inputs)
-    table = run_stage(key, work, here, publish=Publish("training"))
+    facts = config.model_dump(exclude={"save_steps", "scheduler"})
+    facts |= {"scheduler": identity_of(config.scheduler), "seed": seed, "adapter_seed": here.seed}
+    key = StageKey("adapter", facts, lessons.digests, version=2)
+    table = run_stage(key, work, here, publish=Publish("training", parquet=True))
     here.tracker.log_folder(here.run, here.store.stage(key).path / ADAPTER, artifact_path=ADAPTER)
     return table
 
@@ -100,12 +141,18 @@ def trained_policy(base: Policy, trained: Table) -> Policy:
     return Policy(digest=trained.digest, model=base.model, adapter=trained.path / ADAPTER)
 
 
-def _rows(lessons: Lessons) -> int:
-    return sum(table.rows for table in lessons.preferences)
+def _require_adapters(lessons: Lessons) -> None:
+    for role, policy in (("start", lessons.start), ("reference", lessons.reference)):
+        if policy.adapter is not None and not policy.adapter.is_dir():
+            raise InputError(
+                f"the {role} policy {policy.name} is missing: its adapter {policy.adapter} does not exist. "
+                "Run its round again, or restore the store"
+            )
 
 
-def _plan(lessons: Lessons, config: TrainingConfig, folder: Path, here: RoundContext) -> "Plan":
-    from tasks.dpo import Plan
+def _plan(lessons: Lessons, config: TrainingConfig, folder: Path, learnt: Taught, here: RoundContext) -> "Plan":
+    from tasks.trainer.pair_trainer import Recipe
+    from tasks.trainer.worker import Plan
 
     optimizer = config.optimizer
     fresh = fresh_adapter(lessons.base, config.lora, here.seed, here.settings.cache)
@@ -113,7 +160,7 @@ def _plan(lessons: Lessons, config: TrainingConfig, folder: Path, here: RoundCon
         model=lessons.base.model,
         start=lessons.start.adapter or fresh,
         reference=lessons.reference.adapter,
-        preferences=tuple(table.path for table in lessons.preferences),
+        lessons=folder,
         target=folder / ADAPTER,
         checkpoints=folder / ".checkpoints",
         arguments={
@@ -122,6 +169,7 @@ def _plan(lessons: Lessons, config: TrainingConfig, folder: Path, here: RoundCon
             "save_steps": config.save_steps,
             "learning_rate": optimizer.learning_rate,
             "num_train_epochs": optimizer.num_epochs,
+            "max_steps": optimizer.num_steps or -1,
             "per_device_train_batch_size": optimizer.micro_batch_size,
             "warmup_steps": optimizer.warmup_steps,
             "weight_decay": optimizer.weight_decay,
@@ -130,6 +178,12 @@ def _plan(lessons: Lessons, config: TrainingConfig, folder: Path, here: RoundCon
         lora=config.lora.model_dump(),
         batch_size=optimizer.batch_size,
         use_gpu=here.settings.train.use_gpu,
+        recipe=Recipe(
+            objective=learnt.objective,
+            scheduler=config.scheduler,
+            normalise=config.weights.normalise,
+            group_by_length=optimizer.group_by_length,
+        ),
     )
 
 
@@ -151,7 +205,7 @@ def _run(plan: "Plan", here: RoundContext) -> dict[str, float]:
 
 def train_on_worker(config: dict[str, Any]) -> dict[str, float]:
     """The training function of every worker; the first one streams metrics to MLflow."""
-    from tasks.dpo import train
+    from tasks.trainer.worker import train
 
     tracker: Tracker = config["tracker"]
 

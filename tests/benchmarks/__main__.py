@@ -1,6 +1,6 @@
 """What is ours against other ways to the same results; time, memory and quality, each with its target.
 
-    python tests/benchmarks {selection,features} [--only P1,P3] [--repeats 3] [--markdown FILE] [--allow-missing]
+    python tests/benchmarks SUITE [--only P1,P3] [--repeats 3] [--markdown FILE] [--allow-missing]
 
 Every part runs in a fresh process, with one thread of linear algebra unless it says otherwise, and takes turns between
 the two sides. Times are CPU seconds of the process; those of all cores are wall seconds. `number` is the peer's time
@@ -21,7 +21,7 @@ from pathlib import Path
 from measuring import Benchmark, Finding, MissingPeerError
 from report import Named, print_table, write_markdown
 
-SUITES = ("selection", "features")
+SUITES = ("selection", "features", "training")
 THREADS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS", "RAYON_NUM_THREADS")
 
 

@@ -33,13 +33,13 @@ from tasks.design.pool import Pool
 from tasks.design.preprocess import fit_projection, fit_scaling
 from tasks.design.selectors.designs import TraceDesign
 from tasks.design.selectors.greedy import ActiveDpo
-from tasks.dpo import Plan, train
 from tasks.features import FeaturesConfig, HiddenFeatures, LogitsHeadFeatures, LoraGradientFeatures
 from tasks.gradients.projections import CountSketch
 from tasks.labellers.protocol import Question
 from tasks.labellers.simulated import SimulatedLabeller
 from tasks.scorers import Scoring, TorchScorer
-from tasks.tables import PREFERENCES, part_path, write_part
+from tasks.tables import LESSONS, part_path, write_part
+from tasks.trainer.worker import Plan, train
 
 PROMPTS = Path(__file__).parents[2] / "configs" / "prompts.jsonl"
 RESPONSES, TOKENS, BETA, BATCH, BUDGET = 4, 32, 0.1, 16, 24
@@ -186,23 +186,20 @@ def train_on(
             "messages": world.messages[chosen],
             "chosen": str(chosen),
             "rejected": str(rejected),
-            "chosen_text": world.texts[chosen],
-            "rejected_text": world.texts[rejected],
-            "swapped": False,
-            "probability": None,
-            "labeller": "sentiment",
-            "weight": None,
+            "chosen_token_ids": world.tokens[chosen],
+            "rejected_token_ids": world.tokens[rejected],
+            "weight": 1.0,
         }
         for chosen, rejected in sides
     ]
-    write_part(part_path(folder / "preferences", 0), rows, PREFERENCES)
+    write_part(part_path(folder / "lessons", 0), rows, LESSONS)
     arguments = {"beta": BETA, "max_length": 512, "save_steps": 50, "learning_rate": 2e-4, "num_train_epochs": 2}
     arguments |= {"per_device_train_batch_size": 4, "warmup_steps": 0, "weight_decay": 0.0, "seed": seed}
     plan = Plan(
         model=base.model,
         start=start,
         reference=None,
-        preferences=(folder / "preferences",),
+        lessons=folder / "lessons",
         target=folder / "adapter",
         checkpoints=folder / "checkpoints",
         arguments=arguments,

@@ -125,6 +125,17 @@ def test_a_round_is_unfinished_again_when_a_stage_is_deleted(store: Store, stage
     assert first_unfinished(store, config()) == 0
 
 
+def test_a_stage_that_only_some_rounds_have_is_found_in_its_place_and_missed_by_none(store: Store) -> None:
+    finish(store, 0)
+    tables = finish(store, 1, (*STAGES, "drawn"))
+    found = recorded(store, "demo", 1)
+    assert list(found) == ["prompts", "held_out", "drawn", *STAGES[2:]]
+    assert found == tables
+    assert all(is_finished(recorded(store, "demo", number)) for number in (0, 1))
+    (tables["pool"].path / MANIFEST).unlink()
+    assert not is_finished(recorded(store, "demo", 1))
+
+
 def test_a_stage_without_its_manifest_does_not_count(store: Store) -> None:
     tables = finish(store, 0)
     (tables["pool"].path / MANIFEST).unlink()

@@ -132,6 +132,8 @@ def _label(chosen: str, rejected: str, prompt: str) -> dict[str, Any]:
         "rejected": rejected,
         "chosen_text": f"text of {chosen}",
         "rejected_text": f"text of {rejected}",
+        "chosen_token_ids": [1],
+        "rejected_token_ids": [2],
         "swapped": False,
         "probability": None,
         "labeller": "by hand",

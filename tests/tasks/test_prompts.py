@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from cluster.errors import InputError
 from cluster.storage import digest_of
-from tasks.prompts import PromptsConfig, check_prompts, draw, draw_prompts, hold_out_prompts, read_prompts, split
+from tasks.prompt_files import read_prompts
+from tasks.prompts import PromptsConfig, check_prompts, draw, draw_prompts, drawable, hold_out_prompts, split
 from tasks.stages import RoundContext
 from tasks.tables import PROMPTS, read
 
@@ -184,7 +185,7 @@ def test_rounds_draw_other_prompts_and_hold_out_the_same(
 ) -> None:
     config = PromptsConfig(path=prompts_file, num_prompts=12, num_held_out=4)
     rounds = [here, join_round(here.settings.root, round_number=1)]
-    drawn = [read(draw_prompts.fn(config, one).path, PROMPTS).column("prompt_id").to_pylist() for one in rounds]
+    drawn = [read(draw_prompts.fn(config, [], one).path, PROMPTS).column("prompt_id").to_pylist() for one in rounds]
     held_out = [hold_out_prompts.fn(config, one) for one in rounds]
     assert [len(set(own)) for own in drawn] == [12, 12]
     assert not set(drawn[0]) & set(drawn[1])
@@ -192,3 +193,64 @@ def test_rounds_draw_other_prompts_and_hold_out_the_same(
     kept = read(held_out[0].path, PROMPTS).column("prompt_id").to_pylist()
     assert len(kept) == 4
     assert not set(kept) & {*drawn[0], *drawn[1]}
+
+
+def test_the_known_prompts_of_lowest_reward_come_again_lowest_first(
+    prompts_file: Path, here: RoundContext, join_round: Any, past_round: Any
+) -> None:
+    config = PromptsConfig.model_validate(
+        {"path": prompts_file, "num_prompts": 5, "num_held_out": 4, "regenerate": {"kind": "lowest_reward"}}
+    )
+    first = drawn_ids(config, [], here)
+    assert first == drawn_ids(PromptsConfig(path=prompts_file, num_prompts=5, num_held_out=4), [], here)
+    scores = dict(zip(first, (3.0, -1.0, 2.0, 0.0, 4.0), strict=True))
+    rows = [scored_row(f"{prompt}-0", prompt, score) for prompt, score in scores.items()]
+    past = [past_round(rows, [])]
+    second = join_round(here.settings.root, round_number=1)
+    assert drawn_ids(config, past, second) == [first[1], first[3], first[2]]
+
+
+def drawn_ids(config: PromptsConfig, past: Any, here: RoundContext) -> list[str]:
+    return list(read(draw_prompts.fn(config, past, here).path, PROMPTS).column("prompt_id").to_pylist())
+
+
+def scored_row(name: str, prompt: str, score: float) -> dict[str, Any]:
+    return {
+        "response_id": name,
+        "prompt_id": prompt,
+        "valid": True,
+        "fault": None,
+        "num_tokens": 1,
+        "logp_policy": 0.0,
+        "logp_reference": 0.0,
+        "feature": [0.0],
+        "proxy_score": score,
+    }
+
+
+def test_the_stage_is_that_of_its_prompts_whatever_chose_them(
+    prompts_file: Path, here: RoundContext, past_round: Any, join_round: Any
+) -> None:
+    fresh = {"path": prompts_file, "num_prompts": 3, "num_held_out": 4}
+    again = {**fresh, "regenerate": {"kind": "lowest_reward", "rho": 1.0}}
+    table = draw_prompts.fn(PromptsConfig(**fresh), [], here)
+    first = read(table.path, PROMPTS).column("prompt_id").to_pylist()
+    past = [past_round([scored_row(f"{prompt}-0", prompt, i) for i, prompt in enumerate(first)], [])]
+    second = join_round(here.settings.root, round_number=1)
+    assert draw_prompts.fn(PromptsConfig.model_validate(again), past, second) == table
+    turned = [past_round([scored_row(f"{prompt}-0", prompt, -i) for i, prompt in enumerate(first)], [])]
+    other = draw_prompts.fn(PromptsConfig.model_validate(again), turned, second)
+    assert other.digest != table.digest
+
+
+def test_a_known_prompt_that_left_the_file_is_told(
+    tmp_path: Path, here: RoundContext, past_round: Any, join_round: Any
+) -> None:
+    path = lines(tmp_path / "prompts.jsonl", *(f"prompt {number}" for number in range(9)))
+    config = PromptsConfig.model_validate(
+        {"path": path, "num_prompts": 2, "num_held_out": 1, "regenerate": {"kind": "random_share", "rho": 1}}
+    )
+    known = drawable(config)[0]["prompt_id"]
+    past = [past_round([scored_row("a", known, 0.0), scored_row("b", "gone", 0.0)], [])]
+    with pytest.raises(InputError, match=r"1 of the 2 prompts that shall .*prompts\.jsonl no more, .* gone: put them"):
+        draw_prompts.fn(config, past, join_round(here.settings.root, round_number=1))

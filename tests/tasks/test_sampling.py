@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from cluster.engines import EngineLimits, Sampled, Sampling
+from cluster.engines import EngineLimits, Sampling
 from cluster.models import Policy
 from cluster.session import ray_session
 from cluster.settings import EngineSettings, Settings, TorchSettings
@@ -32,13 +32,9 @@ SAMPLING = Sampling(num_responses=K, max_tokens=MAX_TOKENS, temperature=1.0, top
 LIMITS = EngineLimits(max_model_len=96, max_lora_rank=8)
 
 
-def said(*texts: str) -> list[Sampled]:
-    return [Sampled(text, [1], -1.0, "stop") for text in texts]
-
-
 def test_a_response_that_is_blank_or_repeats_an_earlier_one_has_a_fault() -> None:
-    drawn = said("good", " ", "good", "bad", " good\n", "", "Good")
-    assert faults(drawn) == [None, "empty", "duplicate", None, "duplicate", "empty", None]
+    texts = ["good", " ", "good", "bad", " good\n", "", "Good"]
+    assert faults(texts) == [None, "empty", "duplicate", None, "duplicate", "empty", None]
 
 
 def job_of(folder: Path, num_prompts: int, shard_size: int) -> SamplingJob:

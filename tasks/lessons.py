@@ -1,0 +1,238 @@
+"""Lessons: labels as training takes them, with the reference's log-probabilities, rewards and weights beside each."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+
+from cluster.errors import InputError
+from cluster.models import Policy
+from tasks.feature_tables import read_features
+from tasks.objectives import AnyObjective
+from tasks.objectives.contrastive import Cdpo, Robust
+from tasks.objectives.pairs import flip_rate
+from tasks.objectives.weights import AnyUtility, product
+from tasks.tables import LESSONS, PREFERENCES, PROXY_SCORE, Table, read
+
+Values = NDArray[np.float64]
+Row = dict[str, Any]
+Data = Literal["round", "lineage", "newest"]
+
+
+class WeightsConfig(BaseModel):
+    """What a pair weighs in the loss: the product of the factors that are asked for."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    selection: Literal["given", "required", "none"] = Field(
+        "given", description="weights of the selector: 1 where it gave none, refused where it gave none, or ignored"
+    )
+    utility: Annotated[AnyUtility, Field(discriminator="kind")] | None = Field(
+        None, description="weight by the gap of the proxy's scores (OPTune)"
+    )
+    confidence: bool = Field(False, description="weight by the labeller's confidence |2 p - 1|")
+    clip: float | None = Field(None, ge=1, description="largest weight, as a multiple of the mean weight")
+    normalise: Literal["none", "batch"] = Field(
+        "none",
+        description="batch: weights of every step are divided by their mean, so that their scale is no step size",
+    )
+
+
+@dataclass(frozen=True)
+class Lessons:
+    """What one training starts from and learns from.
+
+    Attributes:
+        base: the policy without adapter.
+        start: the policy that training starts from.
+        reference: the policy that it is pulled to.
+        preferences: labels, oldest round first.
+        features: scores of the responses in them, and of others.
+        reference_features: those of them whose `logp_reference` is under this reference.
+    """
+
+    base: Policy
+    start: Policy
+    reference: Policy
+    preferences: Sequence[Table]
+    features: Sequence[Table] = ()
+    reference_features: Sequence[Table] = ()
+
+    @property
+    def digests(self) -> list[str]:
+        """What decides them."""
+        policies = [policy.digest for policy in (self.base, self.start, self.reference)]
+        tables = (self.preferences, self.features, self.reference_features)
+        return policies + [digest for group in tables for digest in [str(len(group)), *(one.digest for one in group)]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Syllabus:
+    """Which pairs teach, and how much each weighs.
+
+    Attributes:
+        objective: the loss, which may want rewards, probabilities, or each prompt's best pair alone.
+        weights: the factors.
+        min_reward_gap: pairs whose rewards differ by no more are left out; None: none is.
+        newest: whether a prompt's older labels give way to those of the last round that has any.
+    """
+
+    objective: AnyObjective
+    weights: WeightsConfig
+    min_reward_gap: float | None = None
+    newest: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Taught:
+    """Rows of LESSONS, the objective with its flip rate known, and measures of how they came about."""
+
+    rows: pa.Table
+    objective: AnyObjective
+    measures: dict[str, float]
+
+
+def taught(lessons: Lessons, syllabus: Syllabus) -> Taught:
+    """Put together what a training learns from.
+
+    Raises:
+        InputError: a weight that is asked for is missing, negative or not finite, or all are 0.
+        InputError: probabilities or rewards that are asked for are missing; a flip rate can't be estimated or is 0.5.
+        InputError: no pair is left.
+    """
+    tables = [read(table.path, PREFERENCES).to_pylist() for table in lessons.preferences]
+    labelled = [row for table in (_newest(tables) if syllabus.newest else tables) for row in table]
+    rows = _with_scores(labelled, lessons)
+    _require_parts(rows, syllabus)
+    objective, rate = _resolved(syllabus.objective, rows)
+    kept = _far_apart(rows, syllabus.min_reward_gap)
+    if objective.best_alone:
+        kept = _best(kept)
+    if not kept:
+        raise InputError(
+            f"none of {len(rows)} labelled pairs is left to learn from: lower training.min_reward_gap "
+            f"{syllabus.min_reward_gap}, or label more pairs"
+        )
+    table, measures = _weighed(kept, syllabus.weights)
+    return Taught(table, objective, measures | rate | {"num_labels": len(labelled), "num_pairs": len(kept)})
+
+
+def _newest(tables: Sequence[Sequence[Row]]) -> list[list[Row]]:
+    """The tables, oldest first, without the rows of prompts that a later table has too."""
+    last = {row["prompt_id"]: number for number, table in enumerate(tables) for row in table}
+    return [[row for row in table if last[row["prompt_id"]] == number] for number, table in enumerate(tables)]
+
+
+def _with_scores(rows: Sequence[Row], lessons: Lessons) -> list[Row]:
+    rewards = _column(lessons.features, PROXY_SCORE)
+    references = _column(lessons.reference_features, "logp_reference")
+    return [
+        row
+        | {f"{side}_reward": rewards.get(row[side]) for side in ("chosen", "rejected")}
+        | {f"{side}_reference_logp": references.get(row[side]) for side in ("chosen", "rejected")}
+        for row in rows
+    ]
+
+
+def _column(features: Sequence[Table], name: str) -> dict[str, float]:
+    """A number of each response that has it; of the last table, where several know a response."""
+    found: dict[str, float] = {}
+    for table in features:
+        columns = read_features(table.path).select(["response_id", name])
+        pairs = zip(*(columns.column(place).to_pylist() for place in range(2)), strict=True)
+        found |= {response: value for response, value in pairs if value is not None}
+    return found
+
+
+def _require_parts(rows: Sequence[Row], syllabus: Syllabus) -> None:
+    """See that every pair has what objective and weights ask of it."""
+    needs, weights = syllabus.objective.needs, syllabus.weights
+    asked = {
+        "chosen_reward": "rewards" in needs or weights.utility is not None or syllabus.min_reward_gap is not None,
+        "probability": "probabilities" in needs or weights.confidence,
+        "weight": weights.selection == "required",
+    }
+    remedies = {
+        "chosen_reward": "has no reward: set features.proxy, whose scores are rewards",
+        "probability": "has no probability of its label: take a labeller that gives one, or another objective",
+        "weight": "has no weight: choose a selector that gives weights, or set training.weights.selection: given",
+    }
+    for column, wanted in asked.items():
+        columns = [column, "rejected_reward"] if column == "chosen_reward" else [column]
+        lacking = [row["pair_id"] for row in rows if any(row.get(name) is None for name in columns)]
+        if wanted and lacking:
+            raise InputError(
+                f"training.objective {syllabus.objective.kind} with these training.weights can't use "
+                f"{len(lacking)} of {len(rows)} labelled pairs: pair {lacking[0]!r} {remedies[column]}"
+            )
+
+
+def _resolved(objective: AnyObjective, rows: Sequence[Row]) -> tuple[AnyObjective, dict[str, float]]:
+    """The objective with a number for its flip rate, and that number as a measure where labels had to tell it."""
+    if not isinstance(objective, Cdpo | Robust) or objective.flip_rate != "estimated":
+        return objective, {}
+    votes: dict[tuple[str, str], list[int]] = {}
+    for row in rows:
+        first, second = sorted((row["chosen"], row["rejected"]))
+        votes.setdefault((first, second), [0, 0])[row["chosen"] == second] += 1
+    try:
+        rate = flip_rate([(one, other) for one, other in votes.values()])
+        return replace(objective, flip_rate=rate), {"flip_rate": rate}
+    except ValueError as error:
+        raise InputError(f"training.objective {objective.kind}: {error}") from error
+
+
+def _far_apart(rows: Sequence[Row], least: float | None) -> list[Row]:
+    if least is None:
+        return list(rows)
+    return [row for row in rows if abs(row["chosen_reward"] - row["rejected_reward"]) > least]
+
+
+def _best(rows: Sequence[Row]) -> list[Row]:
+    """Of each prompt the pair whose chosen response has the highest reward, of these the one of the largest gap."""
+    best: dict[str, Row] = {}
+    for row in rows:
+        held = best.setdefault(row["prompt_id"], row)
+        if (row["chosen_reward"], -row["rejected_reward"]) > (held["chosen_reward"], -held["rejected_reward"]):
+            best[row["prompt_id"]] = row
+    return list(best.values())
+
+
+def _weighed(rows: Sequence[Row], config: WeightsConfig) -> tuple[pa.Table, dict[str, float]]:
+    factors = _factors(rows, config)
+    try:
+        weighting = product(factors or {"one": np.ones(len(rows))}, config.clip)
+    except ValueError as error:
+        raise InputError(f"training.weights: {error}. Pairs are numbered as in the preferences") from error
+    columns = {name: [row.get(name) for row in rows] for name in LESSONS.names if not name.startswith("weight")}
+    columns |= {
+        name: factors[name.removeprefix("weight_")] if name.removeprefix("weight_") in factors else [None] * len(rows)
+        for name in LESSONS.names
+        if name.startswith("weight_")
+    }
+    table = pa.table(columns | {"weight": weighting.weights}, schema=LESSONS)
+    return table, {
+        "effective_sample_size": weighting.effective_sample_size,
+        "num_clipped": weighting.num_clipped,
+        "mean_weight": float(weighting.weights.mean()),
+    }
+
+
+def _factors(rows: Sequence[Row], config: WeightsConfig) -> Mapping[str, Values]:
+    """Factors by name, (n,) each."""
+    factors: dict[str, Values] = {}
+    if config.selection != "none" and any(row["weight"] is not None for row in rows):
+        factors["selection"] = _array([1.0 if row["weight"] is None else row["weight"] for row in rows])
+    if config.utility is not None:
+        factors["utility"] = config.utility(_array([row["chosen_reward"] - row["rejected_reward"] for row in rows]))
+    if config.confidence:
+        factors["confidence"] = np.abs(2 * _array([row["probability"] for row in rows]) - 1)
+    return factors
+
+
+def _array(values: Sequence[float]) -> Values:
+    return np.array(values, dtype=np.float64)
