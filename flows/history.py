@@ -9,7 +9,7 @@ from cluster.errors import InputError
 from cluster.models import Contrast, Policy
 from cluster.storage import MANIFEST, Store, write_json
 from flows.config import LineageConfig, RoundConfig
-from tasks.lessons import Lessons
+from tasks.lessons import Explored, Lessons
 from tasks.stages import round_record
 from tasks.tables import PastRound, Table
 from tasks.training import TrainingConfig, trained_policy
@@ -18,10 +18,12 @@ ALL_STAGES = (
     "prompts",
     "held_out",
     "drawn",
+    "explored",
     "pool",
     "features",
     "recalled",
     "recalled_features",
+    "explored_features",
     "selection",
     "preferences",
     "training",
@@ -34,8 +36,12 @@ ALL_STAGES = (
 )
 """The stages that a round can have, in order, by the names they have in its record."""
 
-STAGES = tuple(stage for stage in ALL_STAGES if stage != "drawn")
-"""Those that every round has; "drawn" is what the policy writes of a pool that gets logged responses, too."""
+SOME_STAGES = ("drawn", "explored", "explored_features")
+"""Those that some rounds have: what the policy writes of a pool that gets logged responses, too; and what the reference
+says to the prompts, where training explores."""
+
+STAGES = tuple(stage for stage in ALL_STAGES if stage not in SOME_STAGES)
+"""Those that every round has."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +61,9 @@ class History:
         """The round's policy against the reference that the config names."""
         return Contrast(policy=self.policy, reference=self._named(config.reference), lora=config.lora)
 
-    def lessons(self, config: TrainingConfig, preferences: Table, features: Sequence[Table]) -> Lessons:
+    def lessons(
+        self, config: TrainingConfig, preferences: Table, features: Sequence[Table], explored: Explored | None = None
+    ) -> Lessons:
         """What this round trains on: its own labels, or those of all rounds so far.
 
         `features` are the round's own, whose reference is today's; earlier ones have it where it is always the base.
@@ -69,6 +77,7 @@ class History:
             preferences=[*(one.preferences for one in past), preferences],
             features=[*scores, *features],
             reference_features=[*(scores if config.reference == "base" else []), *features],
+            explored=explored,
         )
 
     def _named(self, name: str) -> Policy:

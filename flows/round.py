@@ -6,7 +6,7 @@ from cluster.models import Contrast
 from cluster.settings import Settings
 from flows.config import RoundConfig
 from flows.opening import check_round, open_round
-from flows.pools import write_pool
+from flows.pools import write_explored, write_pool
 from tasks.candidates import Offer
 from tasks.evaluation import evaluate_policy
 from tasks.features import compute_features, likelihoods_alone
@@ -40,7 +40,8 @@ def preference_round(config: RoundConfig, lineage: str, round_number: int) -> No
         offer = Offer(features, recalled_features, past.rounds, config.features.num_components)
         pairs = select_pairs(offer, config.selection_in(round_number), config.training.beta, here)
         preferences = label_pairs(pairs, [pool, recalled], config.labelling, here)
-        lessons = past.lessons(config.training, preferences, [features, recalled_features])
+        explored = write_explored(prompts, past, config, here)
+        lessons = past.lessons(config.training, preferences, [features, recalled_features], explored)
         trained = train_policy(lessons, config.training, here)
         policy = trained_policy(past.base, trained)
 

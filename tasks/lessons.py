@@ -16,7 +16,7 @@ from tasks.objectives import AnyObjective
 from tasks.objectives.contrastive import Cdpo, Robust
 from tasks.objectives.pairs import flip_rate
 from tasks.objectives.weights import AnyUtility, product
-from tasks.tables import LESSONS, PREFERENCES, PROXY_SCORE, Table, read
+from tasks.tables import LESSONS, PREFERENCES, PROXY_SCORE, RESPONSES, Table, read
 
 Values = NDArray[np.float64]
 Row = dict[str, Any]
@@ -43,6 +43,14 @@ class WeightsConfig(BaseModel):
 
 
 @dataclass(frozen=True)
+class Explored:
+    """The reference's own responses to a round's prompts, and their scores under it."""
+
+    responses: Table
+    features: Table
+
+
+@dataclass(frozen=True)
 class Lessons:
     """What one training starts from and learns from.
 
@@ -53,6 +61,7 @@ class Lessons:
         preferences: labels, oldest round first.
         features: scores of the responses in them, and of others.
         reference_features: those of them whose `logp_reference` is under this reference.
+        explored: the reference's own responses to this round's prompts, where exploration looks at them.
     """
 
     base: Policy
@@ -61,12 +70,14 @@ class Lessons:
     preferences: Sequence[Table]
     features: Sequence[Table] = ()
     reference_features: Sequence[Table] = ()
+    explored: Explored | None = None
 
     @property
     def digests(self) -> list[str]:
         """What decides them."""
         policies = [policy.digest for policy in (self.base, self.start, self.reference)]
-        tables = (self.preferences, self.features, self.reference_features)
+        explored = [] if self.explored is None else [self.explored.responses, self.explored.features]
+        tables = (self.preferences, self.features, self.reference_features, explored)
         return policies + [digest for group in tables for digest in [str(len(group)), *(one.digest for one in group)]]
 
 
@@ -130,12 +141,25 @@ def _newest(tables: Sequence[Sequence[Row]]) -> list[list[Row]]:
 def _with_scores(rows: Sequence[Row], lessons: Lessons) -> list[Row]:
     rewards = _column(lessons.features, PROXY_SCORE)
     references = _column(lessons.reference_features, "logp_reference")
+    explored = {} if lessons.explored is None else _explored(lessons.explored)
     return [
         row
+        | explored.get(row["prompt_id"], {})
         | {f"{side}_reward": rewards.get(row[side]) for side in ("chosen", "rejected")}
         | {f"{side}_reference_logp": references.get(row[side]) for side in ("chosen", "rejected")}
         for row in rows
     ]
+
+
+def _explored(explored: Explored) -> dict[str, Row]:
+    """Columns of LESSONS by prompt, of the first response that says anything and could be scored."""
+    references, found = _column([explored.features], "logp_reference"), dict[str, Row]()
+    for row in read(explored.responses.path, RESPONSES).to_pylist():
+        logp = references.get(row["response_id"])
+        if row["fault"] is None and logp is not None:
+            told = {"explored_token_ids": row["token_ids"], "explored_reference_logp": logp}
+            found.setdefault(row["prompt_id"], told)
+    return found
 
 
 def _column(features: Sequence[Table], name: str) -> dict[str, float]:

@@ -69,7 +69,7 @@ def select_pairs(offer: Offer, config: SelectionConfig, beta: float, here: Round
         return measures
 
     facts = config.model_dump() | {"beta": beta, "seed": question.seed, "num_components": offer.num_components}
-    key = StageKey("pairs", facts, offer.digests, version=4)
+    key = StageKey("pairs", facts, offer.digests, version=5)
     table = run_stage(key, work, here, publish=Publish("selection", parquet=True))
     tell_notes(key, here)
     return table
@@ -126,12 +126,13 @@ def _rows(selection: Selection, grid: Grid) -> list[dict[str, Any]]:
         {"pair_id": digest_of(sorted((a, b)))[:32], "order": order, "response_a": a, "response_b": b}
         for order, (a, b) in enumerate(ends)
     ]
+    weights = selection.loss_weights
     numbers = {
         "prompt_id": grid.prompt_ids[selection.prompt],
         "staleness": grid.staleness[selection.prompt],
         "weight": selection.weights,
         "inclusion_probability": selection.inclusion_probabilities,
-        "loss_weight": selection.loss_weights,
+        "loss_weight": None if weights is None else weights / weights.mean(),
         "score": selection.scores,
     }
     return [row | {name: None if of is None else of[i] for name, of in numbers.items()} for i, row in enumerate(rows)]

@@ -63,7 +63,8 @@ PAIRS = pa.schema(
     ]
 )
 """One row a selected pair, in order of choice; nulls where the selector defines no such number. `staleness`: rounds
-since the pool of the pair was written, 0 for this round's. `loss_weight`: of its label in training, null for 1."""
+since the pool of the pair was written, 0 for this round's. `loss_weight`: of its label in training, of mean 1 over the
+round's, null for 1."""
 
 PREFERENCES = pa.schema(
     [
@@ -99,6 +100,8 @@ LESSONS = pa.schema(
         pa.field("probability", pa.float64()),
         pa.field("chosen_reward", pa.float64()),
         pa.field("rejected_reward", pa.float64()),
+        pa.field("explored_token_ids", pa.list_(pa.int32())),
+        pa.field("explored_reference_logp", pa.float64()),
         pa.field("weight_selection", pa.float64()),
         pa.field("weight_utility", pa.float64()),
         pa.field("weight_confidence", pa.float64()),
@@ -106,7 +109,8 @@ LESSONS = pa.schema(
     ]
 )
 """One row a pair that is trained on. `*_reference_logp`: of the response's tokens under the reference, nats; null where
-no features hold it. `*_reward`: scores of the round's proxy. `weight_*`: factors of `weight`, null for one that the
+no features hold it. `*_reward`: scores of the round's proxy. `explored_*`: a response of the reference's own to the
+prompt, for exploration, null for none. `weight_*`: factors of `weight`, null for one that the
 config doesn't ask for."""
 
 SCORES = pa.schema(

@@ -24,6 +24,7 @@ from cluster.tracking import Tracker
 from tasks.lessons import Data, Lessons, Syllabus, Taught, WeightsConfig, taught
 from tasks.objectives import AnyObjective
 from tasks.objectives.contrastive import Dpo
+from tasks.objectives.exploration import AnyExploration
 from tasks.schedulers import All, AnyScheduler, identity_of
 from tasks.stages import ADAPTER, Publish, RoundContext, run_stage, stage_task
 from tasks.tables import LESSONS, Table, part_path, write_arrow
@@ -65,6 +66,9 @@ class TrainingConfig(BaseModel):
 
     objective: Annotated[AnyObjective, Field(discriminator="kind")] = Dpo()
     beta: PositiveFloat = Field(0.1, description="inverse temperature of DPO: strength of the pull to the reference")
+    exploration: Annotated[AnyExploration, Field(discriminator="kind")] | None = Field(
+        None, description="term for a response of the reference's own to each of the round's prompts (xpo, selm)"
+    )
     weights: WeightsConfig = WeightsConfig()
     scheduler: Annotated[AnyScheduler, Field(discriminator="kind")] = Field(
         All(), description="which pairs of each step's batch are trained on"
@@ -180,6 +184,7 @@ def _plan(lessons: Lessons, config: TrainingConfig, folder: Path, learnt: Taught
         use_gpu=here.settings.train.use_gpu,
         recipe=Recipe(
             objective=learnt.objective,
+            exploration=config.exploration,
             scheduler=config.scheduler,
             normalise=config.weights.normalise,
             group_by_length=optimizer.group_by_length,

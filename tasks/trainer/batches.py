@@ -18,13 +18,18 @@ from tasks.objectives.pairs import Pairs
 from tasks.tables import LESSONS, read
 
 Example = dict[str, Any]
-Batch = dict[str, torch.Tensor]
+Tokens = tuple[Sequence[int], Sequence[int]]
+Batch = dict[str, Any]
+"""Tensors by name; those of a batch of responses within it under the name `EXPLORED`."""
 
 ROW = "row"
 """A pair's place in the data set."""
 
 NUMBERS = ("ref_chosen_logps", "ref_rejected_logps", "weight", "probability", "chosen_reward", "rejected_reward")
 """Columns of one number a pair; NaN where it is not known."""
+
+EXPLORED = "explored"
+"""The reference's own responses that an exploration term looks at."""
 
 TOKENS = ("input_ids", "attention_mask", "completion_mask")
 """What of a batch the reference reads."""
@@ -60,7 +65,12 @@ def _example(row: Mapping[str, Any], tokenizer: Any, max_length: int) -> Example
     }
     shown = {f"{side}_ids": ids[: max(room, 0)] for side, ids in sides.items()}
     named = {"pair_id": row["pair_id"], "prompt_ids": prompt, "length": len(prompt) + max(map(len, shown.values()))}
-    return named | shown | references | {name: _number(row[name]) for name in NUMBERS if name in row}
+    explored = {
+        "explored_ids": (row["explored_token_ids"] or [])[: max(room, 0)],
+        "ref_explored_logps": _number(row["explored_reference_logp"]),
+    }
+    numbers = {name: _number(row[name]) for name in NUMBERS if name in row}
+    return named | shown | references | explored | numbers
 
 
 def _number(value: float | None) -> float:
@@ -72,7 +82,7 @@ class PairCollator:
     """Makes batches as TRL lays them out: all chosen responses, then all rejected ones, each after its prompt.
 
     A batch of n pairs has `input_ids`, `attention_mask` and `completion_mask` (2n, longest), the columns `NUMBERS` and
-    `ROW` (n,).
+    `ROW` (n,); and where a pair has one of the reference's own responses, a batch of these under `EXPLORED`.
     """
 
     pad_token_id: int
@@ -80,6 +90,16 @@ class PairCollator:
     def __call__(self, examples: Sequence[Example]) -> Batch:
         """Make a batch."""
         texts = [(one["prompt_ids"], one[f"{side}_ids"]) for side in ("chosen", "rejected") for one in examples]
+        numbers = {name: torch.tensor([one[name] for one in examples], dtype=torch.float64) for name in NUMBERS}
+        batch = self._padded(texts) | {ROW: torch.tensor([one[ROW] for one in examples])} | numbers
+        exploring = [one for one in examples if one.get("explored_ids")]
+        if exploring:
+            reference = torch.tensor([one["ref_explored_logps"] for one in exploring], dtype=torch.float64)
+            batch[EXPLORED] = self._padded([(one["prompt_ids"], one["explored_ids"]) for one in exploring])
+            batch[EXPLORED]["ref_logps"] = reference
+        return batch
+
+    def _padded(self, texts: Sequence[Tokens]) -> Batch:
         longest = max(len(prompt) + len(response) for prompt, response in texts)
         ids = torch.full((len(texts), longest), self.pad_token_id)
         attention, completion = torch.zeros(2, len(texts), longest, dtype=torch.long)
@@ -88,9 +108,7 @@ class PairCollator:
             ids[place, :end] = torch.tensor([*prompt, *response])
             attention[place, :end] = 1
             completion[place, len(prompt) : end] = 1
-        numbers = {name: torch.tensor([one[name] for one in examples], dtype=torch.float64) for name in NUMBERS}
-        rows = torch.tensor([one[ROW] for one in examples])
-        return {"input_ids": ids, "attention_mask": attention, "completion_mask": completion, ROW: rows, **numbers}
+        return {"input_ids": ids, "attention_mask": attention, "completion_mask": completion}
 
 
 def pairs_of(batch: Batch, logps: torch.Tensor, reference: torch.Tensor | None = None) -> Pairs:

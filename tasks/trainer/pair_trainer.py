@@ -15,10 +15,11 @@ from trl import DPOConfig, DPOTrainer
 from cluster.errors import TrainingError
 from tasks.objectives import AnyObjective
 from tasks.objectives.contrastive import Dpo
+from tasks.objectives.exploration import AnyExploration
 from tasks.objectives.pairs import Pairs
 from tasks.objectives.scheduling.seen import Scheduler, Seen
 from tasks.schedulers import All, AnyScheduler, StatesShape
-from tasks.trainer.batches import ROW, TOKENS, Batch, PairCollator, cut, pairs_of
+from tasks.trainer.batches import EXPLORED, ROW, TOKENS, Batch, PairCollator, cut, pairs_of
 from tasks.trainer.checkpoints import newest_checkpoint
 from tasks.trainer.passes import Pass, forward, layer_means
 
@@ -35,12 +36,14 @@ class Recipe:
 
     Attributes:
         objective: losses of pairs.
+        exploration: what is added to them for what the reference itself would say; None: nothing.
         scheduler: which pairs of each step's batch are trained on.
         normalise: "batch": weights are divided by their mean over each step's pairs.
         group_by_length: pairs of a step share batches with those of like length; the step's pairs stay the same.
     """
 
     objective: AnyObjective = field(default=Dpo())
+    exploration: AnyExploration | None = None
     scheduler: AnyScheduler = field(default=All())
     normalise: Literal["none", "batch"] = "none"
     group_by_length: bool = True
@@ -59,7 +62,7 @@ class PairTrainer(DPOTrainer):  # type: ignore[misc]
     """Descends the mean over a batch of w_i l_i; with weights of 1 and objective dpo it is TRL's own loss.
 
     Only states that predict a token of a response go through the language model's head. The data set has to be
-    one of `pair_batches`, with the reference's log-probabilities of all pairs; nothing else is asked of a reference.
+    one of `batches`, with the reference's log-probabilities of all pairs; nothing else is asked of a reference.
     What is logged has TRL's names and speaks of the pairs that are trained on, without weights.
     """
 
@@ -155,6 +158,11 @@ class PairTrainer(DPOTrainer):  # type: ignore[misc]
         loss = (inputs["weight"].to(losses.dtype) * losses).mean()
         if reading.auxiliary is not None:
             loss = loss + self.router_aux_loss_coef * reading.auxiliary
+        if self.recipe.exploration is not None and EXPLORED in inputs:
+            said = inputs[EXPLORED]
+            logps = forward(model, self._core, said).logps
+            terms = self.recipe.exploration(logps, said["ref_logps"].to(logps.dtype), self.beta)
+            loss = loss + terms.sum() / len(losses)
         return loss * inputs[SHARE].to(loss.dtype) if SHARE in inputs else loss
 
     def _require_finite(self, losses: torch.Tensor, batch: Batch) -> None:

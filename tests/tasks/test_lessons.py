@@ -1,6 +1,7 @@
 """Lessons: which labels teach, what is known of them, and what they weigh; and what is refused before training."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 from cluster.errors import InputError
 from cluster.models import Policy
 from tasks.feature_tables import features_schema
-from tasks.lessons import Lessons, Syllabus, WeightsConfig, taught
+from tasks.lessons import Explored, Lessons, Syllabus, WeightsConfig, taught
 from tasks.objectives import BestOfN, Dpo, Robust, Rwr, SoftDpo
 from tasks.objectives.weights import SigmoidUtility
 from tasks.tables import PREFERENCES, Table
@@ -77,6 +78,16 @@ def test_labels_meet_what_is_known_of_their_responses(make_lessons: MakeLessons)
     assert (rows[1]["rejected_reference_logp"], rows[1]["rejected_reward"]) == (None, None)
     assert [row["weight"] for row in rows] == [1.0, 1.0]
     assert found.measures["effective_sample_size"] == found.measures["num_pairs"] == 2
+
+
+def test_a_prompts_pairs_share_the_references_first_response_that_says_anything(
+    make_lessons: MakeLessons, write_responses: Callable[[dict[str, list[str]]], Table]
+) -> None:
+    lessons = make_lessons([label("a", "b"), label("c", "d", prompt="q")], **{"p-1": (None, -4.0)})
+    explored = Explored(write_responses({"p": ["zero", "one"]}), lessons.features[0])
+    rows = taught(replace(lessons, explored=explored), syllabus()).rows.to_pylist()
+    assert (rows[0]["explored_token_ids"], rows[0]["explored_reference_logp"]) == (list(b"one"), -4.0)
+    assert (rows[1]["explored_token_ids"], rows[1]["explored_reference_logp"]) == (None, None)
 
 
 def test_factors_of_a_weight_are_kept_apart(make_lessons: MakeLessons) -> None:

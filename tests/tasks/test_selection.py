@@ -195,9 +195,13 @@ def choose_weighing(ask: Ask, *weights: float) -> list[dict[str, Any]]:
     return choose(replace(asked, config=asked.config.model_copy(update={"selector": selector})))[0]
 
 
-def test_loss_weights_travel_with_their_pairs_and_are_null_where_there_are_none(ask: Ask, tmp_path: Path) -> None:
+def test_loss_weights_travel_with_their_pairs_at_a_mean_of_1_and_are_null_where_there_are_none(
+    ask: Ask, tmp_path: Path
+) -> None:
     write_part(part_path(tmp_path, 0), choose_weighing(ask, 0.25, 0.0, 4.0), PAIRS)
-    assert read(tmp_path, PAIRS).column("loss_weight").to_pylist() == [0.25, 0.0, 4.0]
+    assert read(tmp_path, PAIRS).column("loss_weight").to_pylist() == pytest.approx(
+        [3 * 0.25 / 4.25, 0.0, 3 * 4.0 / 4.25]
+    )
     assert {row["loss_weight"] for row in choose(ask(rows_of(RAGGED), Uniform(), 3))[0]} == {None}
 
 

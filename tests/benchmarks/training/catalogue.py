@@ -8,7 +8,7 @@ from training.problems import Case
 from training.scheduling import accuracy, cost
 from training.speed import reference_saved, step_speed
 
-TINY = Case("Llama of 4 layers of 256", hidden=256, steps=12)
+TINY = Case("Llama of 4 layers of 256", hidden=256, steps=6)
 DEMO = Case("SmolLM2-135M", hidden=None, steps=4)
 
 BENCHMARKS = (

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from cluster.errors import InputError, TrainingError
 from tasks.objectives import Ipo, SoftDpo
+from tasks.objectives.exploration import AnyExploration, Selm, Xpo
 from tasks.schedulers import All, AnyScheduler, LargestMargin, RandomPairs, SamS, SmallestMargin
 from tasks.trainer.batches import cut
 from tasks.trainer.checkpoints import newest_checkpoint
@@ -162,6 +163,22 @@ def test_soft_labels_of_one_half_pull_margins_to_0(lesson_rows: LessonRows, make
     _, hard = tuned(make_plan("hard", rows, Recipe(), num_train_epochs=4))
     assert abs(soft[-1]["train/rewards/margins"]) < 1e-4
     assert hard[-1]["train/rewards/margins"] > 1e-2
+
+
+@pytest.mark.parametrize("exploration", [Xpo(alpha=0.3), Selm(alpha=0.3)], ids=lambda one: one.kind)
+def test_exploration_adds_its_term_for_the_pairs_that_have_a_response_of_the_reference(
+    lesson_rows: LessonRows, make_plan: MakePlan, exploration: AnyExploration
+) -> None:
+    said = [row["rejected_token_ids"] for row in lesson_rows(4)]
+    given = {"explored_token_ids": [said[0], None, said[2], None], "explored_reference_logp": [-7.0, None, -9.0, None]}
+    plain = quiet(make_plan("plain", lesson_rows(4), Recipe()))
+    exploring = quiet(make_plan("exploring", lesson_rows(4, **given), Recipe(exploration=exploration)))
+    loss, _ = loss_of(plain, range(4))
+    added, gradient = loss_of(exploring, range(4))
+    logps = torch.tensor([plain.train_dataset[i]["ref_rejected_logps"] for i in (0, 2)])  # B is zero at the start
+    term = float(exploration(logps, torch.tensor([-7.0, -9.0]), 0.2).sum() / 4)
+    assert added - loss == pytest.approx(term, abs=1e-4)
+    assert any(part.abs().max() > 0 for part in gradient.values())
 
 
 @pytest.mark.parametrize("micro", [2, 8])
