@@ -18,6 +18,7 @@ from tasks.logged import check_logged
 from tasks.prompts import check_prompts, drawable
 from tasks.proxies import check_proxy
 from tasks.stages import RoundContext
+from tasks.training import check_training
 
 EXPERIMENT = "pairwright"
 
@@ -26,11 +27,12 @@ def check_round(config: RoundConfig, settings: Settings) -> None:
     """Look at all that a round needs, before anything expensive.
 
     Raises:
-        InputError: prompts, logged responses, proxy, model, engine, store, MLflow or Prefect can't serve it.
+        InputError: prompts, logged responses, proxy, scheduler, model, engine, store, MLflow or Prefect can't serve it.
     """
     check_prompts(config.prompts)
     check_logged(config.pool.source, config.generation.num_responses, drawable(config.prompts))
     check_proxy(config.features.proxy)
+    check_training(config.training, settings.train.num_workers)
     check_engine(settings.engine)
     Store(settings.store).check_writable()
     reachable(settings.tracking, timeout=settings.connect_timeout)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from tasks.objectives.scheduling.encoders import LayerMean, SequenceEncoder
 
-ENCODER_SETTING = "scheduler.encoder.path"
+ENCODER_SETTING = "training.scheduler.encoder.path"
 """Where the path of a text encoder is given."""
 
 

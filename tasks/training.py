@@ -112,6 +112,25 @@ class TrainingConfig(BaseModel):
         )
 
 
+def check_training(config: TrainingConfig, num_workers: int) -> None:
+    """See that a scheduler can serve on so many workers; 0 trains in this process.
+
+    Raises:
+        InputError: the pairs it keeps can't be spread over workers and micro-batches, or its encoder is missing.
+    """
+    identity_of(config.scheduler)
+    if isinstance(config.scheduler, All):
+        return
+    kept, workers, optimizer = config.scheduler.num_kept, max(1, num_workers), config.optimizer
+    batches = optimizer.batch_size // optimizer.micro_batch_size
+    if kept < max(batches, workers) or kept % workers:
+        raise InputError(
+            f"training.scheduler.num_kept {kept} can't be spread over the {batches} micro-batches of a step on "
+            f"{workers} workers: expected a multiple of {workers}, {max(batches, workers)} or more; raise it, or raise "
+            "training.optimizer.micro_batch_size"
+        )
+
+
 @stage_task("train policy")
 def train_policy(lessons: Lessons, config: TrainingConfig, here: RoundContext) -> Table:
     """Train an adapter; its folder is `adapter` in the stage's, beside a table of what it was taught.

@@ -13,7 +13,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback, T
 from trl import DPOConfig
 
 from cluster.errors import InputError
-from tasks.schedulers import All
 from tasks.trainer.batches import dataset
 from tasks.trainer.checkpoints import Marks, newest_checkpoint
 from tasks.trainer.pair_trainer import PairTrainer, Parts, Recipe
@@ -47,7 +46,7 @@ def train(plan: Plan, num_workers: int, log: Log) -> dict[str, float]:
     A run that finds whole checkpoints continues from the last of them.
 
     Raises:
-        InputError: the pairs, the scheduler or the adapters don't fit.
+        InputError: the pairs or the adapters don't fit.
         TrainingError: a loss or a weight is not finite.
     """
     trainer = trainer_of(plan, num_workers, log)
@@ -68,12 +67,12 @@ def trainer_of(plan: Plan, num_workers: int, log: Log) -> PairTrainer:
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     pairs = dataset(plan.lessons, tokenizer, plan.arguments["max_length"])
-    arguments = _arguments(plan, num_workers)
-    _require_scheduler(plan.recipe, arguments, max(1, num_workers))
     dtype = "auto" if plan.use_gpu else torch.float32
     model = AutoModelForCausalLM.from_pretrained(plan.model, dtype=dtype, local_files_only=True)
     lora = LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear", **plan.lora)
-    trainer = PairTrainer(model, Parts(tokenizer, lora, [Marks(), _Metrics(log)]), arguments, pairs, plan.recipe)
+    trainer = PairTrainer(
+        model, Parts(tokenizer, lora, [Marks(), _Metrics(log)]), _arguments(plan, num_workers), pairs, plan.recipe
+    )
     adapted = trainer.accelerator.unwrap_model(trainer.model)
     _start_from(plan.start, adapted)
     trainer.complete_references(_speaking(adapted, plan.reference))
@@ -112,23 +111,6 @@ def _speaking(model: PeftModel, reference: Path | None) -> Iterator[None]:
     finally:
         model.set_adapter("default")
         model.delete_adapter(REFERENCE)
-
-
-def _require_scheduler(recipe: Recipe, arguments: DPOConfig, num_workers: int) -> None:
-    """See that the pairs a scheduler keeps can be spread over workers and micro-batches.
-
-    Raises:
-        InputError: they can't.
-    """
-    if isinstance(recipe.scheduler, All):
-        return
-    kept, parts = recipe.scheduler.num_kept, num_workers * arguments.gradient_accumulation_steps
-    if kept < parts or kept % num_workers:
-        raise InputError(
-            f"training.scheduler.num_kept {kept} can't be spread over {num_workers} workers of "
-            f"{arguments.gradient_accumulation_steps} micro-batches a step: expected a multiple of {num_workers}, "
-            f"{parts} or more; raise it, or raise training.optimizer.micro_batch_size"
-        )
 
 
 def _arguments(plan: Plan, num_workers: int) -> DPOConfig:

@@ -132,6 +132,45 @@ def test_a_config_that_does_not_fit(
 
 
 @pytest.mark.usefixtures("untouched")
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"objective": {"kind": "robust", "flip_rate": 0.5}}, "flip_rate is 0.5: expected a number in [0, 0.5)"),
+        ({"objective": {"kind": "rwr"}}, "training reads rewards of responses (objective rwr, weights.utility or min_"),
+        ({"weights": {"utility": {"kind": "sigmoid"}}}, "which are the scores of features.proxy: set it"),
+        ({"weights": {"clip": 0.5}}, "round.training.weights.clip: Input should be greater than or equal to 1"),
+        (
+            {"scheduler": {"kind": "sams", "num_kept": 9}},
+            "num_kept 9 exceeds the 8 pairs of a step: lower it, or raise",
+        ),
+        (
+            {"scheduler": {"kind": "random", "num_kept": 1}},
+            "training.scheduler.num_kept 1 can't be spread over the 2 micro-batches of a step on 1 workers: expected a "
+            "multiple of 1, 2 or more",
+        ),
+        (
+            {"scheduler": {"kind": "sams", "num_kept": 4, "encoder": {"kind": "pretrained", "path": "no-such"}}},
+            "no-such does not exist: check training.scheduler.encoder.path",
+        ),
+        ({"exploration": {"kind": "xpo", "alpha": 0}}, "alpha is 0.0: expected a finite number above 0"),
+    ],
+    ids=["flip rate", "rewards", "utility", "clip", "K", "spread", "encoder", "exploration"],
+)
+def test_a_training_that_cannot_be(refused: Refused, changes: dict[str, object], message: str) -> None:
+    assert message in refused({f"round.training.{name}": value for name, value in changes.items()})
+
+
+@pytest.mark.usefixtures("untouched")
+@pytest.mark.parametrize("rho", [0, -0.5, 1.5])
+def test_a_share_of_prompts_outside_0_and_1(refused: Refused, rho: float) -> None:
+    changes = {
+        "round.prompts.regenerate": {"kind": "lowest_reward", "rho": rho},
+        "round.features.proxy": {"kind": "length"},
+    }
+    assert f"rho is {float(rho)}: expected" in refused(changes)
+
+
+@pytest.mark.usefixtures("untouched")
 @pytest.mark.parametrize("command", ["deploy", "serve"])
 def test_a_referee_among_lineages(refused: Refused, command: str) -> None:
     referee = Path(__file__).parents[2] / "configs" / "referee-table.yaml"

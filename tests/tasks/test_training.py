@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cluster.adapters import fresh_adapter
+from cluster.errors import InputError, TrainingError
 from cluster.models import LoraShape, Policy
 from cluster.rendering import prompt_tokens
 from cluster.session import ray_session
@@ -358,3 +359,34 @@ def test_two_workers_make_the_adapter_of_one_with_twice_the_batch(
     print({n: float((w - other[n]).norm() / w.norm()) for n, w in one.items()})
     print(manifest_of(made[2]).measures, manifest_of(made[0]).measures)
     assert_same_weights(alone, both, 1e-5)
+
+
+def test_a_training_that_diverges_leaves_its_stage_unfinished(
+    tiny_model: Path, rows_of: Rows, write_table: Callable[..., Table], here: RoundContext, local_ray: None
+) -> None:
+    lessons = lessons_of(tiny_model, write_table(rows_of(8), PREFERENCES), None)
+    optimizer = OptimizerConfig(learning_rate=1e19, batch_size=4, micro_batch_size=4)
+    config = TrainingConfig(lora=LoraShape(**LORA), save_steps=1, optimizer=optimizer)
+    with pytest.raises(TrainingError, match=r"the loss of step 2 is .*checkpoint-1\)"):
+        train_policy.fn(lessons, config, here)
+    folders = list((here.store.root / "stages" / "adapter").iterdir())
+    assert len(folders) == 1
+    assert not (folders[0] / "manifest.json").exists()
+    assert not (folders[0] / ADAPTER).exists()
+
+
+@pytest.mark.parametrize("role", ["start", "reference"])
+def test_a_policy_whose_adapter_is_gone_is_refused(
+    tiny_model: Path,
+    rows_of: Rows,
+    write_table: Callable[..., Table],
+    here: RoundContext,
+    tmp_path: Path,
+    role: str,
+) -> None:
+    lessons = lessons_of(tiny_model, write_table(rows_of(2), PREFERENCES), None)
+    gone = Policy(digest="gone", model=tiny_model, adapter=tmp_path / "gone")
+    with pytest.raises(
+        InputError, match=rf"the {role} policy policy-gone is missing: its adapter .*gone does not exist"
+    ):
+        train_policy.fn(replace(lessons, **{role: gone}), TrainingConfig(), here)

@@ -8,8 +8,9 @@ from training.problems import Case
 from training.scheduling import accuracy, cost
 from training.speed import reference_saved, step_speed
 
-TINY = Case("Llama of 4 layers of 256", hidden=256, steps=6)
-DEMO = Case("SmolLM2-135M", hidden=None, steps=4)
+TINY = Case("Llama of 4 layers of 256", hidden=256, steps=12)
+WORDS = Case("Llama of 4 layers of 128", hidden=128, steps=0, batch=16, micro=16)
+DEMO = Case("SmolLM2-135M", hidden=None, steps=2)
 
 BENCHMARKS = (
     Benchmark(
@@ -22,7 +23,7 @@ BENCHMARKS = (
     Benchmark(
         name="FLIPS",
         title="held-out accuracy of batch schedulers, with true and with flipped labels",
-        parts=(partial(accuracy, case=DEMO),),
+        parts=(partial(accuracy, case=WORDS),),
         threads=None,
     ),
     Benchmark(

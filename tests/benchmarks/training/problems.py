@@ -18,38 +18,14 @@ from tasks.trainer.batches import NUMBERS, ROW
 from tasks.trainer.pair_trainer import PairTrainer, Parts, Recipe
 
 LORA = LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear", r=8, lora_alpha=16)
-MAX_LENGTH = 512
+MAX_LENGTH, VOCABULARY = 512, 4096
 
 NOUNS = ("film", "meal", "trip", "book", "hotel", "lesson", "garden", "concert")
-GOOD = (
-    "good",
-    "great",
-    "happy",
-    "lovely",
-    "superb",
-    "excellent",
-    "wonderful",
-    "pleasant",
-    "brilliant",
-    "charming",
-    "delightful",
-    "amazing",
-)
-BAD = (
-    "bad",
-    "awful",
-    "sad",
-    "horrible",
-    "terrible",
-    "poor",
-    "dreadful",
-    "nasty",
-    "boring",
-    "ugly",
-    "disgusting",
-    "miserable",
-)
+GOOD = ["good", "great", "happy", "lovely", "superb", "excellent", "wonderful", "pleasant", "brilliant", "charming"]
+BAD = ["bad", "awful", "sad", "horrible", "terrible", "poor", "dreadful", "nasty", "boring", "ugly", "disgusting"]
 PLAIN = ["long", "short", "old", "new", "large", "small", "usual", "quiet", "early", "late", "red", "round"]
+ADJECTIVES = [*GOOD, *BAD, *PLAIN]
+IDS = {word: 3 + place for place, word in enumerate((*NOUNS, *ADJECTIVES))}
 
 
 @dataclass(frozen=True)
@@ -113,26 +89,21 @@ def tokenizer() -> PreTrainedTokenizerBase:
 def random_pairs(count: int, prompt: int = 32) -> Dataset:
     """Pairs of responses of 16 to 63 random tokens, whose reference is not known."""
     draw = random.Random(1)
-    rows = [
-        [[draw.randrange(3, 4096) for _ in range(length)] for length in _lengths(prompt, draw)] for _ in range(count)
-    ]
-    return _pairs(rows)
+    lengths = [_lengths(prompt, draw) for _ in range(count)]
+    return _pairs([[[draw.randrange(3, VOCABULARY) for _ in range(length)] for length in row] for row in lengths])
 
 
-def sentiment_pairs(count: int, seed: int, *, held_out: bool) -> Dataset:
-    """Two sentences each, of which VADER likes one better; held-out ones are of words that the others lack."""
-    speak, like, draw = tokenizer(), Sentiment(), random.Random(seed)
-    half = slice(8, None) if held_out else slice(0, 8)
-    words = [*GOOD[half], *BAD[half], *PLAIN[half]]
-    rows = []
+def sentiment_pairs(count: int, seed: int) -> Dataset:
+    """Two sentences of four adjectives each, a token a word, of which VADER likes one better."""
+    like, draw = Sentiment(), random.Random(seed)
+    rows: list[list[list[int]]] = []
     while len(rows) < count:
         noun = draw.choice(NOUNS)
-        said = [f" The {noun} was {draw.choice(words)} and {draw.choice(words)}." for _ in range(2)]
+        said = [" ".join([noun, *draw.choices(ADJECTIVES, k=4)]) for _ in range(2)]
         rewards = like(said)
         if rewards[0] != rewards[1]:
-            chosen, rejected = sorted(said, key=dict(zip(said, rewards, strict=True)).__getitem__, reverse=True)
-            asked = f"Tell me about the {noun}."
-            rows.append([speak(text)["input_ids"] for text in (asked, chosen, rejected)])
+            better, worse = (said[place] for place in (rewards.index(max(rewards)), rewards.index(min(rewards))))
+            rows.append([_spelt(noun), _spelt(better), _spelt(worse)])
     return _pairs(rows)
 
 
@@ -186,6 +157,10 @@ def _pairs(rows: Sequence[Sequence[list[int]]]) -> Dataset:
     )
 
 
+def _spelt(text: str) -> list[int]:
+    return [IDS[word] for word in text.split()]
+
+
 def _lengths(prompt: int, draw: random.Random) -> tuple[int, int, int]:
     return prompt, draw.randrange(16, 64), draw.randrange(16, 64)
 
@@ -197,7 +172,7 @@ def _tiny(hidden: int) -> LlamaConfig:
         num_hidden_layers=4,
         num_attention_heads=8,
         num_key_value_heads=8,
-        vocab_size=len(tokenizer()),
+        vocab_size=VOCABULARY,
         max_position_embeddings=MAX_LENGTH,
         pad_token_id=0,
     )

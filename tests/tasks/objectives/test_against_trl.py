@@ -16,7 +16,6 @@ from tasks.trainer.batches import dataset
 from tasks.trainer.pair_trainer import PairTrainer, Parts, Recipe
 
 TOLERANCE = 1e-6  # of numbers up to 1, relative above: TRL keeps log-probabilities in float32
-STEPS = 50
 TIMES = ("runtime", "per_second", "time", "flos")
 
 LessonRows = Callable[..., list[dict[str, Any]]]
@@ -41,13 +40,14 @@ class Gradients(TrainerCallback):
         self.found.append({name: part.grad.clone() for name, part in parts if part.grad is not None})
 
 
-def arguments(folder: Path, micro: int, accumulation: int, **more: Any) -> DPOConfig:
+def arguments(folder: Path, shape: tuple[int, int, int], **more: Any) -> DPOConfig:
+    micro, accumulation, steps = shape
     return DPOConfig(
         output_dir=str(folder),
         per_device_train_batch_size=micro,
         gradient_accumulation_steps=accumulation,
         learning_rate=1e-3,
-        max_steps=STEPS,
+        max_steps=steps,
         beta=0.2,
         max_length=96,
         logging_steps=1,
@@ -73,16 +73,16 @@ def logged(trainer: DPOTrainer) -> list[dict[str, float]]:
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 @pytest.mark.parametrize(
-    ("objective", "theirs", "micro", "accumulation"),
+    ("objective", "theirs", "shape"),
     [
-        (Dpo(), {"loss_type": ["sigmoid"]}, 1, 1),
-        (Dpo(), {"loss_type": ["sigmoid"]}, 8, 1),
-        (Dpo(), {"loss_type": ["sigmoid"]}, 1, 4),
-        (Dpo(), {"loss_type": ["sigmoid"]}, 8, 2),
-        (Ipo(), {"loss_type": ["ipo"]}, 8, 1),
-        (Hinge(), {"loss_type": ["hinge"]}, 2, 2),
-        (Robust(flip_rate=0.2), {"loss_type": ["robust"], "label_smoothing": 0.2}, 8, 1),
-        (SftChosen(), {"loss_type": ["sft"]}, 2, 2),
+        (Dpo(), {"loss_type": ["sigmoid"]}, (1, 1, 50)),
+        (Dpo(), {"loss_type": ["sigmoid"]}, (8, 1, 50)),
+        (Dpo(), {"loss_type": ["sigmoid"]}, (1, 4, 50)),
+        (Dpo(), {"loss_type": ["sigmoid"]}, (8, 2, 50)),
+        (Ipo(), {"loss_type": ["ipo"]}, (8, 1, 10)),
+        (Hinge(), {"loss_type": ["hinge"]}, (2, 2, 10)),
+        (Robust(flip_rate=0.2), {"loss_type": ["robust"], "label_smoothing": 0.2}, (8, 1, 10)),
+        (SftChosen(), {"loss_type": ["sft"]}, (2, 2, 10)),
     ],
 )
 def test_weights_of_1_give_trls_losses_gradients_and_metrics(
@@ -92,9 +92,9 @@ def test_weights_of_1_give_trls_losses_gradients_and_metrics(
     make_plan: MakePlan,
     objective: AnyObjective,
     theirs: dict[str, Any],
-    micro: int,
-    accumulation: int,
+    shape: tuple[int, int, int],
 ) -> None:
+    """`shape`: pairs in memory at a time, how often they are accumulated, and steps."""
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
     recipe = Recipe(objective=objective, group_by_length=False)
     pairs = dataset(make_plan("run", lesson_rows(16), recipe).lessons, tokenizer, 96)
@@ -106,19 +106,17 @@ def test_weights_of_1_give_trls_losses_gradients_and_metrics(
 
     trl = Tokenised(
         model(),
-        args=arguments(tmp_path / "trl", micro, accumulation, **theirs),
+        args=arguments(tmp_path / "trl", shape, **theirs),
         train_dataset=pairs.remove_columns(["ref_chosen_logps", "ref_rejected_logps"]),
         processing_class=tokenizer,
         peft_config=lora,
         callbacks=[watch[0]],
     )
-    own = PairTrainer(
-        model(), Parts(tokenizer, lora, [watch[1]]), arguments(tmp_path / "own", micro, accumulation), pairs, recipe
-    )
+    own = PairTrainer(model(), Parts(tokenizer, lora, [watch[1]]), arguments(tmp_path / "own", shape), pairs, recipe)
     own.complete_references(own.model.disable_adapter())
 
     expected, found = logged(trl), logged(own)
-    assert len(expected) == len(found) == STEPS
+    assert len(expected) == len(found) == shape[2]
     assert expected[0]["loss"] != pytest.approx(expected[-1]["loss"], abs=1e-2)
     for step, (one, other) in enumerate(zip(expected, found, strict=True)):
         assert other == pytest.approx(one, rel=TOLERANCE, abs=TOLERANCE), step

@@ -262,13 +262,6 @@ def test_a_loss_that_is_not_finite_stops_with_step_pairs_and_checkpoint(
     assert Path(newest_checkpoint(wild.checkpoints) or "").name == "checkpoint-1"
 
 
-def test_a_scheduler_has_to_fill_the_micro_batches(lesson_rows: LessonRows, make_plan: MakePlan) -> None:
-    recipe = Recipe(scheduler=RandomPairs(num_kept=3))
-    plan = make_plan("run", lesson_rows(8), recipe, batch=8, per_device_train_batch_size=2)
-    with pytest.raises(InputError, match=r"num_kept 3 can't be spread over 1 workers of 4 micro-batches"):
-        quiet(plan)
-
-
 def test_an_adapter_of_another_base_is_refused(lesson_rows: LessonRows, make_plan: MakePlan, tmp_path: Path) -> None:
     plan = make_plan("run", lesson_rows(4), Recipe())
     weights = load_file(plan.start / "adapter_model.safetensors")
