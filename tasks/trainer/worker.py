@@ -125,6 +125,7 @@ def _arguments(plan: Plan, num_workers: int) -> DPOConfig:
         gradient_checkpointing=plan.use_gpu,
         save_strategy="steps",
         save_total_limit=2,
+        data_seed=plan.arguments["seed"],
         logging_steps=1,
         logging_nan_inf_filter=False,
         disable_tqdm=num_workers > 0,

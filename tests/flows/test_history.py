@@ -73,16 +73,20 @@ def test_reference_and_start_are_the_named_ones(store: Store, reference: str, st
     named = {"base": BASE, "previous": past.policy}
     assert past.contrast(training).policy == past.policy
     assert past.contrast(training).reference == named[reference]
-    lessons = past.lessons(training, mine)
+    scores = Table(path=Path("/scores"), rows=1, digest="scores")
+    lessons = past.lessons(training, mine, [scores])
     assert (lessons.base, lessons.start, lessons.reference) == (BASE, named[start], named[reference])
+    assert len(lessons.features) == 3
+    assert lessons.features[-1] == scores
+    assert len(lessons.reference_features) == (3 if reference == "base" else 1), "others are under another reference"
 
 
-@pytest.mark.parametrize(("data", "expected"), [("lineage", 3), ("round", 1)])
+@pytest.mark.parametrize(("data", "expected"), [("lineage", 3), ("newest", 3), ("round", 1)])
 def test_a_round_learns_from_its_own_labels_or_from_all(store: Store, data: str, expected: int) -> None:
     for number in range(2):
         finish(store, number)
     mine = Table(path=Path("/mine"), rows=1, digest="mine")
-    lessons = history(store, "demo", 2, BASE).lessons(config(training={"data": data}).round.training, mine)
+    lessons = history(store, "demo", 2, BASE).lessons(config(training={"data": data}).round.training, mine, [])
     assert len(lessons.preferences) == expected
     assert lessons.preferences[-1] == mine
 
