@@ -23,6 +23,8 @@ from tasks.trainer.batches import EXPLORED, ROW, TOKENS, Batch, PairCollator, cu
 from tasks.trainer.checkpoints import newest_checkpoint
 from tasks.trainer.passes import Pass, forward, layer_means
 
+REFERENCES = ("ref_chosen_logps", "ref_rejected_logps")
+
 SCHEDULER = "scheduler-{rank}.pt"
 """File of a checkpoint with the state of a worker's batch scheduler."""
 
@@ -73,7 +75,6 @@ class PairTrainer(DPOTrainer):  # type: ignore[misc]
             model,
             args=args,
             train_dataset=pairs,
-            eval_dataset=pairs,
             processing_class=parts.tokenizer,
             peft_config=parts.lora,
             callbacks=list(parts.callbacks),
@@ -228,17 +229,40 @@ class PairTrainer(DPOTrainer):  # type: ignore[misc]
         `speaking`: within it the model is the reference; it is not entered where nothing lacks.
         """
         pairs: Dataset = self.train_dataset  # type: ignore[has-type]
-        names = ("ref_chosen_logps", "ref_rejected_logps")
-        columns = [torch.tensor(pairs[name][:], dtype=torch.float64) for name in names]
-        lacking = torch.stack(columns).isnan().any(0).nonzero()[:, 0]
+        columns = {name: torch.tensor(pairs[name][:], dtype=torch.float64) for name in REFERENCES}
+        lacking = torch.stack(list(columns.values())).isnan().any(0).nonzero()[:, 0]
         if not len(lacking):
             return
-        with speaking, torch.no_grad(), self.compute_loss_context_manager():
-            for rows in torch.split(lacking, self.args.per_device_eval_batch_size):
-                batch = self.data_collator([pairs[row] for row in rows.tolist()])
-                told = forward(self.model, self._core, self._prepare_inputs({name: batch[name] for name in TOKENS}))
-                for column, logps in zip(columns, told.logps.double().cpu().chunk(2), strict=True):
-                    column[rows] = logps
-        for name, column in zip(names, columns, strict=True):
+        with speaking:
+            for rows, _, logps in self._spoken(lacking):
+                for column, found in zip(columns.values(), logps.chunk(2), strict=True):
+                    column[rows] = found
+        for name, column in columns.items():
             pairs = pairs.remove_columns(name).add_column(name, column.numpy())
-        self.train_dataset = self.eval_dataset = pairs
+        self.train_dataset = pairs
+
+    def measured(self) -> dict[str, float]:
+        """What the policy makes of all pairs now, as means without weights; log-likelihoods in nats a response.
+
+        Not `evaluate`: before training that would keep the model from being trained on several workers together.
+
+        Raises:
+            TrainingError: a loss is not finite.
+        """
+        found = []
+        for _, batch, logps in self._spoken(torch.arange(len(self.train_dataset))):
+            pairs = pairs_of(batch, logps)
+            self._require_finite(self.recipe.objective(pairs, self.beta), batch)
+            margins = pairs.margins(self.beta)
+            found.append(torch.stack([pairs.chosen, pairs.rejected, margins, (margins > 0).double()]))
+        names = ("logps/chosen", "logps/rejected", "rewards/margins", "rewards/accuracies")
+        return dict(zip(names, torch.cat(found, dim=1).mean(1).tolist(), strict=True))
+
+    def _spoken(self, rows: torch.Tensor) -> Iterator[tuple[torch.Tensor, Batch, torch.Tensor]]:
+        """Rows, their batch and what the model says of it now, (2n,) in float64, some at a time."""
+        model = self.accelerator.unwrap_model(self.model)
+        for some in torch.split(rows, self.args.per_device_eval_batch_size):
+            batch = self.data_collator([self.train_dataset[row] for row in some.tolist()])
+            with torch.no_grad(), self.compute_loss_context_manager():
+                told = forward(model, self._core, self._prepare_inputs({name: batch[name] for name in TOKENS}))
+            yield some, batch, told.logps.double().cpu()

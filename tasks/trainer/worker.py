@@ -50,13 +50,16 @@ def train(plan: Plan, num_workers: int, log: Log) -> dict[str, float]:
         TrainingError: a loss or a weight is not finite.
     """
     trainer = trainer_of(plan, num_workers, log)
-    before = _likelihoods(trainer, "before")
+    before = trainer.measured()
     trainer.resume(newest_checkpoint(plan.checkpoints))
-    after = _likelihoods(trainer, "after")
+    after = trainer.measured()
     if trainer.is_world_process_zero():
         trainer.accelerator.unwrap_model(trainer.model).save_pretrained(plan.target, selected_adapters=["default"])
     facts = {"steps": float(trainer.state.global_step), "num_pairs_trained": float(len(trainer.train_dataset))}
-    return before | after | facts | {"loss": float(_last_loss(trainer.state))}
+    told = {
+        f"{name}_{when}": value for when, of in (("before", before), ("after", after)) for name, value in of.items()
+    }
+    return told | facts | {"loss": float(_last_loss(trainer.state))}
 
 
 def trainer_of(plan: Plan, num_workers: int, log: Log) -> PairTrainer:
@@ -125,19 +128,12 @@ def _arguments(plan: Plan, num_workers: int) -> DPOConfig:
         gradient_checkpointing=plan.use_gpu,
         save_strategy="steps",
         save_total_limit=2,
-        data_seed=plan.arguments["seed"],
         logging_steps=1,
         logging_nan_inf_filter=False,
         disable_tqdm=num_workers > 0,
         report_to="none",
         **plan.arguments,
     )
-
-
-def _likelihoods(trainer: PairTrainer, when: str) -> dict[str, float]:
-    found = trainer.evaluate()
-    names = ("logps/chosen", "logps/rejected", "rewards/margins", "rewards/accuracies")
-    return {f"{name}_{when}": float(found[f"eval_{name}"]) for name in names}
 
 
 def _last_loss(state: TrainerState) -> float:

@@ -354,10 +354,6 @@ def test_two_workers_make_the_adapter_of_one_with_twice_the_batch(
         made[num_workers] = table
     alone, both = (trained_policy(lessons.base, made[n]).adapter or Path() for n in (0, 2))
     assert manifest_of(made[2]).measures["steps"] == manifest_of(made[0]).measures["steps"] == 8
-    one, other = weights_of(alone), weights_of(both)
-    print({n: float((w - other[n]).abs().max()) for n, w in one.items()})
-    print({n: float((w - other[n]).norm() / w.norm()) for n, w in one.items()})
-    print(manifest_of(made[2]).measures, manifest_of(made[0]).measures)
     assert_same_weights(alone, both, 1e-5)
 
 
