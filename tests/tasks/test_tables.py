@@ -67,7 +67,6 @@ ROWS: dict[str, tuple[pa.Schema, dict[str, Any]]] = {
         },
     ),
     "preferences": (
-        LESSONS,
         PREFERENCES,
         {
             "pair_id": "ab",
