@@ -115,7 +115,7 @@ def test_every_pair_is_labelled_once(tables: dict[str, Table]) -> None:
 
 def test_training_moves_the_policy_toward_the_chosen_responses(tables: dict[str, Table]) -> None:
     measures = json.loads((tables["training"].path / "manifest.json").read_text())["measures"]
-    assert measures["rewards/margins_before"] == 0.0
+    assert abs(measures["rewards/margins_before"]) < 1e-4, "the features' reference is the trainer's own"
     assert measures["rewards/margins_after"] > 0.0
     assert measures["steps"] == 8
     assert sorted(path.name for path in tables["training"].path.iterdir()) == ["adapter", "manifest.json"]
