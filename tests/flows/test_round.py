@@ -118,7 +118,11 @@ def test_training_moves_the_policy_toward_the_chosen_responses(tables: dict[str,
     assert abs(measures["rewards/margins_before"]) < 1e-4, "the features' reference is the trainer's own"
     assert measures["rewards/margins_after"] > 0.0
     assert measures["steps"] == 8
-    assert sorted(path.name for path in tables["training"].path.iterdir()) == ["adapter", "manifest.json"]
+    assert sorted(path.name for path in tables["training"].path.iterdir()) == [
+        "adapter",
+        "manifest.json",
+        "part-00000.parquet",
+    ]
 
 
 def test_the_new_policy_answers_with_its_adapter_and_kl_is_measured_on_its_own_answers(
