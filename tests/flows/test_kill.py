@@ -12,8 +12,8 @@ import pytest
 from pyarrow import feather
 
 from flows.history import STAGES, recorded
-from tasks.dpo import COMPLETE
 from tasks.tables import ARROW, parts
+from tasks.trainer.checkpoints import COMPLETE
 
 # Python imports this module of the test's at the start of the command: it kills the command at the moment in which a
 # stage's manifest would take its name, when all of the stage's work is done and nothing says so yet.
