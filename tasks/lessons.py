@@ -13,7 +13,7 @@ from cluster.errors import InputError
 from cluster.models import Policy
 from tasks.feature_tables import read_features
 from tasks.objectives import AnyObjective
-from tasks.objectives.contrastive import Cdpo, Robust
+from tasks.objectives.contrastive import FlippedLabels
 from tasks.objectives.pairs import flip_rate
 from tasks.objectives.weights import AnyUtility, product
 from tasks.tables import LESSONS, PREFERENCES, PROXY_SCORE, RESPONSES, Table, read
@@ -197,7 +197,7 @@ def _require_parts(rows: Sequence[Row], syllabus: Syllabus) -> None:
 
 def _resolved(objective: AnyObjective, rows: Sequence[Row]) -> tuple[AnyObjective, dict[str, float]]:
     """The objective with a number for its flip rate, and that number as a measure where labels had to tell it."""
-    if not isinstance(objective, Cdpo | Robust) or objective.flip_rate != "estimated":
+    if not isinstance(objective, FlippedLabels) or objective.flip_rate != "estimated":
         return objective, {}
     votes: dict[tuple[str, str], list[int]] = {}
     for row in rows:

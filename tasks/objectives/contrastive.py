@@ -46,7 +46,31 @@ class SoftDpo:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cdpo:
+class FlippedLabels:
+    """Attributes: flip_rate: eps, in [0, 0.5); "estimated": what labels of the same pair tell of it."""
+
+    flip_rate: float | Literal["estimated"] = 0.1
+
+    def __post_init__(self) -> None:
+        if self.flip_rate != "estimated":
+            in_range("flip_rate", self.flip_rate, 0, 0.5)
+
+    @property
+    def known_rate(self) -> float:
+        """The rate, which is a number by now.
+
+        Raises:
+            ValueError: it has not been estimated.
+        """
+        if self.flip_rate == "estimated":
+            raise ValueError(
+                "flip_rate has not been estimated: put the number of `flip_rate` of the labels in its place"
+            )
+        return self.flip_rate
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cdpo(FlippedLabels):
     """-(1 - eps) log sigma(z) - eps log sigma(-z) (conservative DPO, Mitchell 2023): soft labels all alike.
 
     Its gradient vanishes at sigma(z) = 1 - eps. TRL ignores `label_smoothing` for this loss.
@@ -56,19 +80,14 @@ class Cdpo:
     best_alone: ClassVar[bool] = False
 
     kind: Literal["cdpo"] = "cdpo"
-    flip_rate: float | Literal["estimated"] = 0.1
-
-    def __post_init__(self) -> None:
-        if self.flip_rate != "estimated":
-            in_range("flip_rate", self.flip_rate, 0, 0.5)
 
     def __call__(self, pairs: Pairs, beta: float) -> "torch.Tensor":
         """Losses of the pairs, (n,)."""
-        return _cross_entropy(pairs.margins(beta), 1 - known(self.flip_rate))
+        return _cross_entropy(pairs.margins(beta), 1 - self.known_rate)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Robust:
+class Robust(FlippedLabels):
     """(-(1 - eps) log sigma(z) + eps log sigma(-z)) / (1 - 2 eps) (Chowdhury et al. 2024, eq. 12).
 
     Under labels flipped with probability eps its mean is the DPO loss of the true labels.
@@ -78,17 +97,12 @@ class Robust:
     best_alone: ClassVar[bool] = False
 
     kind: Literal["robust"] = "robust"
-    flip_rate: float | Literal["estimated"] = 0.1
-
-    def __post_init__(self) -> None:
-        if self.flip_rate != "estimated":
-            in_range("flip_rate", self.flip_rate, 0, 0.5)
 
     def __call__(self, pairs: Pairs, beta: float) -> "torch.Tensor":
         """Losses of the pairs, (n,)."""
         from torch.nn.functional import logsigmoid
 
-        margins, rate = pairs.margins(beta), known(self.flip_rate)
+        margins, rate = pairs.margins(beta), self.known_rate
         return (-(1 - rate) * logsigmoid(margins) + rate * logsigmoid(-margins)) / (1 - 2 * rate)
 
 
@@ -124,17 +138,6 @@ class Hinge:
     def __call__(self, pairs: Pairs, beta: float) -> "torch.Tensor":
         """Losses of the pairs, (n,)."""
         return (1 - pairs.margins(beta)).clamp(min=0)
-
-
-def known(rate: float | Literal["estimated"]) -> float:
-    """A flip rate that is a number by now.
-
-    Raises:
-        ValueError: it has not been estimated.
-    """
-    if rate == "estimated":
-        raise ValueError("flip_rate has not been estimated: put the number of `flip_rate` of the labels in its place")
-    return rate
 
 
 def _cross_entropy(margins: "torch.Tensor", probabilities: "torch.Tensor | float") -> "torch.Tensor":

@@ -16,13 +16,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SftChosen:
-    """-log pi(chosen|x): fine-tuning on the preferred responses (Pref-FT)."""
-
-    needs: ClassVar[frozenset[Need]] = frozenset()
-    best_alone: ClassVar[bool] = False
-
-    kind: Literal["sft_chosen"] = "sft_chosen"
+class _OfChosen:
     negative: float = 0.0
 
     def __post_init__(self) -> None:
@@ -30,25 +24,28 @@ class SftChosen:
 
     def __call__(self, pairs: Pairs, beta: float) -> "torch.Tensor":  # noqa: ARG002 - no reference, no temperature
         """Losses of the pairs, (n,)."""
-        return _likelihood_loss(pairs, self.negative)
+        pushed = self.negative * _per_token(pairs.rejected, pairs.num_rejected_tokens)
+        return pushed - _per_token(pairs.chosen, pairs.num_chosen_tokens)
 
 
 @dataclass(frozen=True, kw_only=True)
-class BestOfN:
-    """-log pi(best|x): fine-tuning on the best response of each prompt alone, by reward."""
+class SftChosen(_OfChosen):
+    """-log pi(chosen|x): fine-tuning on the preferred responses (Pref-FT)."""
+
+    needs: ClassVar[frozenset[Need]] = frozenset()
+    best_alone: ClassVar[bool] = False
+
+    kind: Literal["sft_chosen"] = "sft_chosen"
+
+
+@dataclass(frozen=True, kw_only=True)
+class BestOfN(_OfChosen):
+    """-log pi(best|x): the same on the best response of each prompt alone, by reward."""
 
     needs: ClassVar[frozenset[Need]] = frozenset({"rewards"})
     best_alone: ClassVar[bool] = True
 
     kind: Literal["best_of_n"] = "best_of_n"
-    negative: float = 0.0
-
-    def __post_init__(self) -> None:
-        _require_share("negative", self.negative)
-
-    def __call__(self, pairs: Pairs, beta: float) -> "torch.Tensor":  # noqa: ARG002 - no reference, no temperature
-        """Losses of the pairs, (n,), which hold each prompt's best response."""
-        return _likelihood_loss(pairs, self.negative)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,11 +77,6 @@ class Rwr:
         taught = _per_token(chosen * pairs.chosen, pairs.num_chosen_tokens)
         taught = taught + _per_token(rejected * pairs.rejected, pairs.num_rejected_tokens)
         return -taught + self.negative * _per_token(pairs.rejected, pairs.num_rejected_tokens)
-
-
-def _likelihood_loss(pairs: Pairs, negative: float) -> "torch.Tensor":
-    pushed = negative * _per_token(pairs.rejected, pairs.num_rejected_tokens)
-    return pushed - _per_token(pairs.chosen, pairs.num_chosen_tokens)
 
 
 def _per_token(logps: "torch.Tensor", num_tokens: "torch.Tensor") -> "torch.Tensor":

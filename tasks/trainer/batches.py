@@ -111,19 +111,16 @@ class PairCollator:
         return {"input_ids": ids, "attention_mask": attention, "completion_mask": completion}
 
 
-def pairs_of(batch: Batch, logps: torch.Tensor, reference: torch.Tensor | None = None) -> Pairs:
+def pairs_of(batch: Batch, logps: torch.Tensor) -> Pairs:
     """A batch as its objective sees it.
 
     Args:
         batch: of n pairs.
         logps: of its responses under the policy, (2n,), nats.
-        reference: of its responses under the reference, (2n,); None: as the batch has them.
     """
     chosen, rejected = logps.chunk(2)
     tokens = batch["completion_mask"][:, 1:].sum(1)
     numbers = {name: batch[name].to(logps.dtype) for name in NUMBERS}
-    if reference is not None:
-        numbers["ref_chosen_logps"], numbers["ref_rejected_logps"] = reference.chunk(2)
     return Pairs(
         chosen=chosen,
         rejected=rejected,

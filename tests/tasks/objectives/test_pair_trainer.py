@@ -200,15 +200,13 @@ def test_a_scheduler_that_keeps_the_whole_batch_changes_nothing(
 def test_only_the_pairs_that_a_scheduler_keeps_are_trained_on(
     lesson_rows: LessonRows, make_plan: MakePlan, micro: int, kept: int
 ) -> None:
-    """At the first step every margin is what the made-up reference says, so the ranking is known."""
-    rows = lesson_rows(8, rejected_reference_logp=[0.0] * 8)
-    plain = quiet(make_plan("plain", rows, Recipe(), batch=8))
+    """Margins of the policy as it starts are those that the made-up reference of the rejected responses gives them."""
+    plain = quiet(make_plan("plain", lesson_rows(8), Recipe(), batch=8))
     true = plain.train_dataset["ref_chosen_logps"][:]
     known = lesson_rows(8, chosen_reference_logp=true, rejected_reference_logp=[-float(i) for i in range(8)])
-    trainers = {}
     for scheduler in (LargestMargin(num_kept=kept), SmallestMargin(num_kept=kept)):
         plan = make_plan(scheduler.kind, known, Recipe(scheduler=scheduler), batch=8, per_device_train_batch_size=micro)
-        trainers[scheduler.kind] = trainer = quiet(plan)
+        trainer = quiet(plan)
         batches, _ = trainer.get_batch_samples(iter(trainer.get_train_dataloader()), 8 // micro, "cpu")
         assert len(batches) == 8 // micro
         taught = torch.cat([batch["row"] for batch in batches])
