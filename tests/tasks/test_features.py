@@ -296,8 +296,9 @@ def test_training_starts_from_the_adapter_of_the_features(
     base: Policy, near: RoundContext, write_table: Callable[..., Table]
 ) -> None:
     """With a learning rate of next to nothing the trained A is the fresh one."""
+    from tasks.lessons import Lessons
     from tasks.tables import PREFERENCES
-    from tasks.training import Lessons, OptimizerConfig, TrainingConfig, train_policy, trained_policy
+    from tasks.training import OptimizerConfig, TrainingConfig, train_policy, trained_policy
 
     rows = [
         {
@@ -308,6 +309,8 @@ def test_training_starts_from_the_adapter_of_the_features(
             "rejected": "b",
             "chosen_text": "good",
             "rejected_text": "bad",
+            "chosen_token_ids": [5, 2],
+            "rejected_token_ids": [6, 2],
             "swapped": False,
             "probability": None,
             "labeller": "{}",

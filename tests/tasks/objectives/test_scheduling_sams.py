@@ -246,7 +246,7 @@ def test_a_scheduler_learns_on_what_a_text_encoder_reads(text_encoder: Path) -> 
 
 
 def test_a_text_encoder_that_is_missing_or_too_short_is_refused(text_encoder: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"does not exist: check scheduler\.encoder\.path"):
+    with pytest.raises(InputError, match=r"does not exist: check training\.scheduler\.encoder\.path"):
         PretrainedEncoder(path=tmp_path / "nowhere").start(SHAPE, 0)
     with pytest.raises(InputError, match="the encoder reads 5 layers: expected the policy's 6"):
         PretrainedEncoder(path=text_encoder).start(StatesShape(num_layers=6, hidden=HIDDEN), 0)
