@@ -5,7 +5,7 @@ STAMP := .venv/pairwright.stamp
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench bench-selection bench-features bench-training lock FORCE
+.PHONY: help demo test lint bench bench-selection bench-features bench-training bench-labels lock FORCE
 
 help:  ## Print the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 18
@@ -33,6 +33,9 @@ bench-features: $(STAMP)  ## Measure gradients as features against their peers
 
 bench-training: $(STAMP)  ## Measure training against TRL, schedulers, and rounds that regenerate a share
 	.venv/bin/python tests/benchmarks training
+
+bench-labels: $(STAMP)  ## Measure whether asking a pair several times pays
+	.venv/bin/python tests/benchmarks labels
 
 lock:  ## Renew the pinned versions in cluster/manifests/cpu.lock
 	$(PYTHON) cluster/manifests/install.py --lock

@@ -1,56 +1,93 @@
-"""Labelling: ask the labeller which response of each selected pair is better; the ledger pays each label once."""
+"""Labelling: ask the labeller which response of each selected pair is better; the ledger pays each answer once."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveInt
 
+from cluster.errors import InputError
 from cluster.rendering import plain_text
 from cluster.storage import StageKey
 from tasks.labellers import AnyLabeller
-from tasks.labellers.ledger import Label, Ledger, question_key
-from tasks.labellers.protocol import Question
+from tasks.labellers.aggregation import AnyAggregation, Majority, Verdict, agreement
+from tasks.labellers.ledger import Account, Ledger, question_key
+from tasks.labellers.people import PeopleLabeller
+from tasks.labellers.protocol import Label, Question, Workplace
 from tasks.labellers.simulated import SimulatedLabeller
-from tasks.stages import Publish, RoundContext, run_stage, stage_task
-from tasks.tables import PAIRS, PREFERENCES, RESPONSES, Table, part_path, read, write_part
+from tasks.parking import late_keys, require_answers
+from tasks.stages import Publish, RoundContext, round_record, run_stage, stage_task
+from tasks.tables import PAIRS, PREFERENCES, RESPONSES, UNANSWERED, Table, part_path, read, write_part
 
 NUM_EXAMPLES = 10
 
+Row = dict[str, Any]
+
 
 class LabellingConfig(BaseModel):
-    """Who labels, and how many questions are asked and paid together."""
+    """Who labels, how often a pair is asked, and what the lineage may spend."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    labeller: AnyLabeller = SimulatedLabeller()
-    batch_size: PositiveInt = Field(16, description="labels committed together: what a killed run may ask for again")
+    labeller: Annotated[AnyLabeller, Field(discriminator="kind")] = SimulatedLabeller()
+    repeats: PositiveInt = Field(1, description="answers to each pair")
+    aggregation: Annotated[AnyAggregation, Field(discriminator="kind")] = Field(
+        Majority(), description="what several answers to a pair make of it"
+    )
+    budget: NonNegativeFloat | None = Field(None, description="most that the lineage's labels may cost in all")
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Pairs to be labelled: their questions, and rows of PREFERENCES that lack the answers."""
+
+    questions: Sequence[Question]
+    rows: Sequence[Row]
 
 
 @stage_task("label pairs")
-def label_pairs(pairs: Table, responses: Sequence[Table], config: LabellingConfig, here: RoundContext) -> Table:
-    """Have every pair of these responses labelled, asking only for labels that the ledger doesn't hold."""
+def label_pairs(
+    pairs: Table, responses: Sequence[Table], past: Sequence[Table], config: LabellingConfig, here: RoundContext
+) -> Table:
+    """Have every pair of these responses labelled, asking only what the ledger doesn't know.
 
-    def work(folder: Path) -> dict[str, Any]:
-        chosen, texts = read(pairs.path, PAIRS).to_pylist(), _texts(responses)
-        questions = [_question(pair, texts) for pair in chosen]
-        ledger = Ledger(path=here.store.ledger)
-        labels = ledger.buy(
-            questions,
-            config.labeller,
-            lineage=here.lineage,
-            round_number=here.round,
-            batch_size=config.batch_size,
-        )
-        rows = [_row(pair, label, texts, config) for pair, label in zip(chosen, labels, strict=True)]
+    `past` are the preferences of earlier rounds: pairs of theirs that were answered after their round had closed are
+    taken in.
+
+    Raises:
+        Parked: people have not answered yet.
+        InputError: the labels would cost more than the lineage may spend.
+    """
+    ledger = Ledger(url=here.settings.ledger)
+    late = _late(past, ledger, here)
+    batch = _batch(read(pairs.path, PAIRS).to_pylist(), _texts(responses), late)
+    key = _key(config, late, [pairs, *responses], here)
+    labels = [] if _is_closed(key, here) else _answers(batch.questions, ledger, config, here)
+
+    def work(folder: Path) -> Mapping[str, Any]:
+        verdicts = config.aggregation(batch.questions, labels)
+        rows = [_row(*each, config) for each in zip(batch.rows, verdicts, labels, strict=True)]
         write_part(part_path(folder, 0), rows, PREFERENCES)
-        return {"cost": sum(label.cost for label in labels)}
+        return _measures(rows, labels, config)
 
-    digests = [table.digest for table in responses]
-    key = StageKey("preferences", {"labeller": config.labeller.identity}, [pairs.digest, *digests], version=2)
     table = run_stage(key, work, here, publish=Publish("preferences", parquet=True))
+    ledger.close(here.lineage, here.round)
     show_examples(key, here)
     return table
+
+
+def _key(config: LabellingConfig, late: Sequence[Row], tables: Sequence[Table], here: RoundContext) -> StageKey:
+    """When people's answers are in is a matter of each lineage, so that it shares no finished stage."""
+    settled = {
+        "lineage": here.lineage if isinstance(config.labeller, PeopleLabeller) else None,
+        "labeller": config.labeller.identity,
+        "repeats": config.repeats,
+        "aggregation": asdict(config.aggregation) if config.repeats > 1 else None,
+        "late": [row["pair_id"] for row in late],
+    }
+    return StageKey("preferences", settled, [table.digest for table in tables], version=3)
 
 
 def show_examples(key: StageKey, here: RoundContext) -> None:
@@ -60,43 +97,131 @@ def show_examples(key: StageKey, here: RoundContext) -> None:
         "prompt": [plain_text(row["messages"]) for row in rows],
         "chosen": [row["chosen_text"] for row in rows],
         "rejected": [row["rejected_text"] for row in rows],
+        "outcome": [row["outcome"] for row in rows],
         "labeller": [row["labeller"] for row in rows],
     }
     here.tracker.log_table(here.run, columns, artifact_file="examples.json")
 
 
-def _texts(responses: Sequence[Table]) -> dict[str, dict[str, Any]]:
+def _answers(
+    questions: Sequence[Question], ledger: Ledger, config: LabellingConfig, here: RoundContext
+) -> list[list[Label]]:
+    """The labels of every question; fewer than asked for only where people had their time."""
+    workplace = Workplace(
+        settings=here.settings,
+        scratch=round_record(here.store, here.lineage, here.round) / ".labelling",
+        lineage=here.lineage,
+        round=here.round,
+        tracker=here.tracker,
+        run=here.run,
+    )
+    account = Account(lineage=here.lineage, round=here.round, budget=config.budget)
+    labels = ledger.buy(questions, config.labeller, account, workplace, repeats=config.repeats)
+    wanted, found = len(questions) * config.repeats, sum(len(each) for each in labels)
+    if found < wanted:
+        if not isinstance(labeller := config.labeller, PeopleLabeller):
+            raise InputError(
+                f"labeller {labeller.kind} left {wanted - found} of {wanted} asks without an answer: see why, and run "
+                "the round again; the answers given are kept"
+            )
+        require_answers(ledger, labeller.identity, labeller.terms, lineage=here.lineage, round_number=here.round)
+        return ledger.buy(questions, labeller, account, workplace, repeats=config.repeats)  # some came meanwhile
+    return labels
+
+
+def _is_closed(key: StageKey, here: RoundContext) -> bool:
+    """Whether this very round has had its labels."""
+    record = round_record(here.store, here.lineage, here.round) / "preferences.json"
+    return (
+        here.store.stage(key).manifest is not None
+        and record.exists()
+        and json.loads(record.read_text(encoding="utf-8"))["digest"] == key.digest
+    )
+
+
+def _late(past: Sequence[Table], ledger: Ledger, here: RoundContext) -> list[Row]:
+    """Rows of earlier rounds that had no answer then and have one now."""
+    waiting = {_question_of(row).key: row for row in _unanswered(past)}
+    keys = late_keys(ledger, waiting, store=here.store, lineage=here.lineage, round_number=here.round)
+    return [waiting[key] for key in keys]
+
+
+def _unanswered(past: Sequence[Table]) -> Iterator[Row]:
+    """Pairs of these tables that no later one has an answer to."""
+    rows = [row for table in past for row in read(table.path, PREFERENCES).to_pylist()]
+    newest = {row["pair_id"]: row for row in rows}
+    return (row for row in newest.values() if row["outcome"] == UNANSWERED)
+
+
+def _batch(pairs: Sequence[Row], texts: Mapping[str, Row], late: Sequence[Row]) -> _Batch:
+    rows = [*(_asked(pair, texts) for pair in pairs), *late]
+    return _Batch([_question_of(row) for row in rows], rows)
+
+
+def _texts(responses: Sequence[Table]) -> dict[str, Row]:
     tables = [
         read(table.path, RESPONSES).select(["response_id", "messages", "text", "token_ids"]) for table in responses
     ]
     return {row["response_id"]: row for table in tables for row in table.to_pylist()}
 
 
-def _question(pair: dict[str, Any], texts: dict[str, dict[str, Any]]) -> Question:
+def _asked(pair: Row, texts: Mapping[str, Row]) -> Row:
+    """A row of PREFERENCES in the order of the pair, before anybody has said anything."""
     first, second = texts[pair["response_a"]], texts[pair["response_b"]]
-    prompt = plain_text(first["messages"])
-    key = question_key(prompt, first=first["text"], second=second["text"])
-    return Question(key=key, prompt=prompt, first=first["text"], second=second["text"])
-
-
-def _row(
-    pair: dict[str, Any], label: Label, texts: dict[str, dict[str, Any]], config: LabellingConfig
-) -> dict[str, Any]:
-    a_won = label.preferred == "first"
-    chosen, rejected = (pair["response_a"], pair["response_b"])[:: 1 if a_won else -1]
-    probability = label.probability
     return {
         "pair_id": pair["pair_id"],
         "prompt_id": pair["prompt_id"],
-        "messages": texts[chosen]["messages"],
-        "chosen": chosen,
-        "rejected": rejected,
-        "chosen_text": texts[chosen]["text"],
-        "rejected_text": texts[rejected]["text"],
-        "chosen_token_ids": texts[chosen]["token_ids"],
-        "rejected_token_ids": texts[rejected]["token_ids"],
-        "swapped": label.swapped,
-        "probability": probability if probability is None or a_won else 1 - probability,
-        "labeller": config.labeller.identity,
+        "messages": first["messages"],
+        "chosen": pair["response_a"],
+        "rejected": pair["response_b"],
+        "chosen_text": first["text"],
+        "rejected_text": second["text"],
+        "chosen_token_ids": first["token_ids"],
+        "rejected_token_ids": second["token_ids"],
         "weight": pair["loss_weight"],
+    }
+
+
+def _question_of(row: Row) -> Question:
+    first, second = row["chosen_text"], row["rejected_text"]
+    key = question_key(plain_text(row["messages"]), first=first, second=second)
+    return Question(key=key, messages=row["messages"], first=first, second=second)
+
+
+def _row(asked: Row, verdict: Verdict, labels: Sequence[Label], config: LabellingConfig) -> Row:
+    turned = verdict.choice == "second"
+    probability = verdict.probability
+    votes = (verdict.votes_first, verdict.votes_second)[:: -1 if turned else 1]
+    return (_turned(asked) if turned else asked) | {
+        "outcome": verdict.outcome if labels else UNANSWERED,
+        "swapped": bool(labels) and labels[0].swapped,
+        "probability": 1 - probability if turned and probability is not None else probability,
+        "votes_chosen": votes[0],
+        "votes_rejected": votes[1],
+        "num_answers": verdict.num_answers,
+        "labeller": config.labeller.identity,
+    }
+
+
+def _turned(asked: Row) -> Row:
+    sides = {"chosen": "rejected", "rejected": "chosen"}
+    return asked | {
+        f"{side}{part}": asked[f"{other}{part}"]
+        for side, other in sides.items()
+        for part in ("", "_text", "_token_ids")
+    }
+
+
+def _measures(rows: Sequence[Row], labels: Sequence[Sequence[Label]], config: LabellingConfig) -> dict[str, Any]:
+    outcomes = [row["outcome"] for row in rows]
+    counts = {f"num_{outcome}": outcomes.count(outcome) for outcome in sorted(set(outcomes))}
+    given = [label for each in labels for label in each]
+    alpha = agreement(labels)
+    return {
+        **config.labeller.measures(given),
+        **counts,
+        "num_answers": len(given),
+        "num_bought": sum(label.bought for label in given),
+        "cost": sum(label.cost for label in given),
+        **({} if alpha is None else {"agreement": alpha}),
     }
