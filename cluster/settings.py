@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from urllib.parse import quote
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
@@ -11,6 +12,7 @@ from cluster.errors import InputError
 _DEFAULTS = {
     "OMP_WAIT_POLICY": "PASSIVE",  # threads that wait by spinning slow each other tenfold on shared cores
     "DO_NOT_TRACK": "true",
+    "GRADIO_ANALYTICS_ENABLED": "False",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
@@ -66,6 +68,11 @@ class Settings(BaseSettings):
         None, description="Prefect; without it an ephemeral server on SQLite under home"
     )
     ray_address: str | None = Field(None, description="Ray cluster; without it a local one for the run")
+    ledger_url: str | None = Field(
+        None, repr=False, description="label ledger, postgresql+psycopg://...; without it SQLite in the store"
+    )
+    label_url: str = Field("http://127.0.0.1:7861", description="where people find the labelling page")
+    poll_seconds: PositiveFloat = Field(30.0, description="seconds between two looks at rounds that wait for people")
     connect_timeout: PositiveFloat = Field(5.0, description="seconds to wait for one answer of a server")
     selection_num_cpus: PositiveFloat = Field(1.0, description="logical CPUs of the selection task")
     selection_memory_gib: NonNegativeFloat = Field(0.0, description="memory that Ray keeps for it, GiB; 0 keeps none")
@@ -82,6 +89,11 @@ class Settings(BaseSettings):
     def store(self) -> Path:
         """Folder of stages, lineages and the label ledger."""
         return self.root / "store"
+
+    @property
+    def ledger(self) -> str:
+        """Address of the label ledger in force; it may hold a password."""
+        return self.ledger_url or f"sqlite:///{quote(str(self.store / 'ledger.sqlite'))}"
 
     @property
     def tracking(self) -> str:

@@ -154,7 +154,7 @@ class Store:
 
     @property
     def ledger(self) -> Path:
-        """The file of all labels ever bought."""
+        """The file of all labels ever bought, where no setting names a database."""
         return self.root / "ledger.sqlite"
 
     def check_writable(self) -> None:
