@@ -54,15 +54,7 @@ class HubCheckpoint(BaseModel):
         Raises:
             InputError: the hub doesn't answer, or knows no such model.
         """
-        from huggingface_hub import snapshot_download
-
-        try:
-            return checked_folder(Path(snapshot_download(self.name, revision=self.revision)))
-        except (OSError, ValueError) as error:
-            raise InputError(
-                f"model {self.name!r} (revision {self.revision!r}) can't be had from the hub: {error}. "
-                "Check the name and the network, or give a local folder: model: {kind: folder, path: ...}"
-            ) from error
+        return hub_folder(self.name, self.revision, instead="model: {kind: folder, path: ...}")
 
 
 class PackagedCheckpoint(BaseModel):
@@ -167,6 +159,23 @@ def checked_folder(folder: Path, *, setting: str = "model.path") -> Path:
             f"model folder {folder} has no weights ({' or '.join(WEIGHTS)}): copy them there or save again"
         )
     return folder
+
+
+def hub_folder(name: str, revision: str, *, instead: str) -> Path:
+    """A hub model's snapshot, downloaded or found in the hub's own cache; `instead` is how a folder is given.
+
+    Raises:
+        InputError: the hub doesn't answer and its cache lacks the model, or it knows no such model.
+    """
+    from huggingface_hub import snapshot_download
+
+    try:
+        return checked_folder(Path(snapshot_download(name, revision=revision)))
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"model {name!r} (revision {revision!r}) can't be had from the hub: {error}. "
+            f"Check the name and the network, or give a local folder: {instead}"
+        ) from error
 
 
 def merged_checkpoint(policy: Policy, cache: Path) -> Path:

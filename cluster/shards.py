@@ -1,7 +1,7 @@
 """Shards: Ray Data spreads the slices of a job over actors, one call a shard."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import pyarrow as pa
@@ -30,24 +30,29 @@ def over_shards(
 
     `work` is a module-level function, so that it pickles by reference. Where its rows have `tokens`, they are counted.
     """
-    import ray
+    started, tokens, done = time.perf_counter(), 0, []
+    for row in each_shard(shards, work, job=job, actors=actors):
+        done.append(row)
+        tokens += row.get("tokens", 0)
+        report(len(done), len(shards), tokens / (time.perf_counter() - started))
+    return done
 
-    started, tokens = time.perf_counter(), 0
+
+def each_shard(shards: Sequence[Shard], work: Work, *, job: Any, actors: Sequence[Any]) -> Iterator[dict[str, Any]]:
+    """Have `work` done as `over_shards` does, and give every shard's row as soon as it is there."""
+    import ray
 
     rows = ray.data.from_items(list(shards), override_num_blocks=len(shards)).map_batches(
         _relay,
         fn_args=(work, job, actors),
         batch_size=1,
         batch_format="pyarrow",
-        compute=ray.data.TaskPoolStrategy(size=len(actors)),
+        compute=ray.data.TaskPoolStrategy(size=min(len(actors), len(shards))),
         num_cpus=RELAY_CPUS,
     )
-    done = []
-    for row in rows.iter_rows():
-        done.append(row)
-        tokens += row.get("tokens", 0)
-        report(len(done), len(shards), tokens / (time.perf_counter() - started))
-    return done
+    # With its usual prefetch of 1, Ray Data keeps back what is finished until the next shard is, too.
+    for batch in rows.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+        yield from batch.to_pylist()
 
 
 def _relay(batch: pa.Table, work: Work, job: Any, actors: Sequence[Any]) -> pa.Table:

@@ -35,7 +35,7 @@ from tasks.design.selectors.designs import TraceDesign
 from tasks.design.selectors.greedy import ActiveDpo
 from tasks.features import FeaturesConfig, HiddenFeatures, LogitsHeadFeatures, LoraGradientFeatures
 from tasks.gradients.projections import CountSketch
-from tasks.labellers.protocol import Question
+from tasks.labellers.protocol import Ask, Question
 from tasks.labellers.simulated import SimulatedLabeller
 from tasks.scorers import Scoring, TorchScorer
 from tasks.tables import LESSONS, part_path, write_part
@@ -166,11 +166,15 @@ def write_pool(base: Policy, seed: int, num_prompts: int) -> World:
 
 def labels(world: World, first: np.ndarray, second: np.ndarray, seed: int) -> FloatArray:
     """+1 where the labeller prefers the first response of a pair, else -1."""
-    questions = [
-        Question(key=f"{seed}-{a}-{b}", prompt="", first=world.texts[a], second=world.texts[b])
+    asks = [
+        Ask(
+            question=Question(
+                key=f"{seed}-{a}-{b}", messages=world.messages[a], first=world.texts[a], second=world.texts[b]
+            )
+        )
         for a, b in zip(first, second, strict=True)
     ]
-    return np.array([1.0 if answer.preferred == "first" else -1.0 for answer in SimulatedLabeller()(questions)])
+    return np.array([1.0 if answer.choice == "first" else -1.0 for _, answer in SimulatedLabeller().answers(asks)])
 
 
 def train_on(
