@@ -7,3 +7,7 @@ class InputError(ValueError):
 
 class TrainingError(RuntimeError):
     """A training that can't go on; what it has learnt until its last checkpoint is kept."""
+
+
+class LabellerError(RuntimeError):
+    """A labeller that can't go on; the answers that it has given are kept."""
