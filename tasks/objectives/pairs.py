@@ -90,12 +90,30 @@ def in_range(name: str, value: float, low: float, high: float) -> None:
         raise ValueError(f"{name} is {value}: expected a number in [{low:g}, {high:g})")
 
 
+def label_flip_rate(answer_flip_rate: float, margins: Sequence[int]) -> float:
+    """The mean rate at which labels are flipped that several answers made, from the rate of one answer.
+
+    Where either response is as likely to be the better one and answers are flipped independently with probability eps,
+    d answers more for one of them leave it the worse one with probability 1 / (1 + ((1 - eps) / eps)^d) (Bayes' rule).
+
+    Args:
+        answer_flip_rate: eps, in [0, 0.5].
+        margins: of each label, the answers for one response less those for the other; 0 or more.
+    """
+    if answer_flip_rate == 0:
+        return 0.0
+    odds = (1 - answer_flip_rate) / answer_flip_rate
+    return sum(1 / (1 + odds**margin) for margin in margins) / len(margins)
+
+
 def flip_rate(votes: Sequence[tuple[int, int]]) -> float:
     """The rate eps at which labels are flipped, from pairs that were labelled more than once.
 
     Two labels of one pair, each flipped independently with probability eps, agree with probability
     (1 - eps)^2 + eps^2; this is solved for eps with the observed share of agreements over all couples of labels of a
-    pair. Derived here; it counts honest disagreement about near-ties as flips too.
+    pair. Derived here; it counts honest disagreement about near-ties as flips too, and nothing in the votes can tell
+    the two apart: under Bradley-Terry with margins m, 1 - 2 eps comes out sqrt(mean of tanh(m/2)^2) times as large. One
+    flip in five is estimated as 0.36 where all margins are one temperature, as 0.27 where they are two.
 
     Args:
         votes: for each pair, the labels that prefer one response and those that prefer the other.

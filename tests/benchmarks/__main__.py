@@ -21,7 +21,7 @@ from pathlib import Path
 from measuring import Benchmark, Finding, MissingPeerError
 from report import Named, print_table, write_markdown
 
-SUITES = ("selection", "features", "training")
+SUITES = ("selection", "features", "training", "labels")
 THREADS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS", "RAYON_NUM_THREADS")
 
 
