@@ -35,7 +35,7 @@ DIGEST_LIMIT = 36
 PARAMS_PER_REQUEST = 100
 METRICS_PER_REQUEST = 1000
 
-Status = Literal["FINISHED", "FAILED"]
+Status = Literal["FINISHED", "FAILED", "SCHEDULED"]
 Item = TypeVar("Item")
 
 
@@ -62,6 +62,12 @@ class Tracker:
         padded = f"{round_number:03d}"
         identity = {KIND_TAG: "round", LINEAGE_TAG: lineage, ROUND_TAG: padded, PARENT_TAG: lineage_run}
         return self._open(identity, tags, name=f"round-{padded}")
+
+    def tags_of_round(self, lineage: str, round_number: int) -> dict[str, str]:
+        """The tags of a round's run; none where it has no run."""
+        identity = {KIND_TAG: "round", LINEAGE_TAG: lineage, ROUND_TAG: f"{round_number:03d}"}
+        found = self.client.search_runs([self._experiment_id()], _filter(identity), max_results=1)
+        return dict(found[0].data.tags) if found else {}
 
     def open_study(self, study: str, digest: str) -> str:
         """Find or create the run of a study with a config of this digest, set it running, and return its run id."""

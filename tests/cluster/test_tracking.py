@@ -14,7 +14,7 @@ import pytest
 
 from cluster.errors import InputError
 from cluster.preflight import reachable
-from cluster.tracking import Tracker
+from cluster.tracking import Status, Tracker
 
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated")
 
@@ -111,11 +111,19 @@ def test_a_round_is_a_child_found_again_by_its_padded_number(embedded: Tracker) 
     assert (tags["mlflow.parentRunId"], tags["pairwright.round"]) == (parent, "007")
 
 
-@pytest.mark.parametrize("status", ["FINISHED", "FAILED"])
-def test_a_closed_round_runs_again_when_reopened(embedded: Tracker, status: str) -> None:
+def test_the_tags_of_a_round_are_found_by_its_number(embedded: Tracker) -> None:
+    assert embedded.tags_of_round("tagged", 7) == {}
+    run = embedded.open_round(embedded.open_lineage("tagged", {}), "tagged", round_number=7, tags={"place": "here"})
+    assert embedded.tags_of_round("tagged", 7) == dict(embedded.client.get_run(run).data.tags)
+    assert embedded.tags_of_round("tagged", 7)["place"] == "here"
+    assert embedded.tags_of_round("tagged", 8) == embedded.tags_of_round("other", 7) == {}
+
+
+@pytest.mark.parametrize("status", ["FINISHED", "FAILED", "SCHEDULED"])
+def test_a_closed_round_runs_again_when_reopened(embedded: Tracker, status: Status) -> None:
     parent = embedded.open_lineage(f"closed {status}", {})
     run = embedded.open_round(parent, f"closed {status}", round_number=0, tags={})
-    embedded.close(run, "FAILED" if status == "FAILED" else "FINISHED")
+    embedded.close(run, status)
     assert embedded.client.get_run(run).info.status == status
     assert embedded.open_round(parent, f"closed {status}", round_number=0, tags={}) == run
     assert embedded.client.get_run(run).info.status == "RUNNING"
