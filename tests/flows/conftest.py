@@ -2,17 +2,21 @@
 
 import copy
 import os
+import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
 
 from cluster.storage import Store
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 BIN = Path(sys.executable).parent
 
@@ -76,3 +80,27 @@ def undisturbed(make_desk: Callable[[str], Desk]) -> Desk:
     desk = make_desk("undisturbed")
     desk.run("round", "--round", "0")
     return desk
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator["Browser"]:
+    """The system's Chromium without a window."""
+    from playwright.sync_api import sync_playwright
+
+    names = ("chromium", "chromium-browser", "google-chrome")
+    path = next((found for name in names if (found := shutil.which(name))), None)
+    if path is None:
+        pytest.skip(f"no browser: none of {', '.join(names)} is installed")
+    sandbox = ["--no-sandbox"] if os.geteuid() == 0 else []  # Chromium has none for root
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=path, args=sandbox)
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture(scope="session")
+def shots() -> Path:
+    """Folder of screenshots, for people to look at."""
+    folder = Path(__file__).parents[2] / ".artifacts"
+    folder.mkdir(exist_ok=True)
+    return folder
