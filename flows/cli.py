@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -11,11 +11,16 @@ from rich.text import Text
 from cluster.errors import InputError
 from cluster.settings import Settings, read_settings
 from cluster.storage import Store
+from flows.labels import app as labels_app
+
+if TYPE_CHECKING:
+    from flows.parking import ParkedRound
 
 LOG_WIDTH = 140
 """Columns of tables that don't go to a terminal."""
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+app.add_typer(labels_app, name="labels")
 console = Console(width=None if sys.stdout.isatty() else LOG_WIDTH)
 
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file of a lineage, see configs/")]
@@ -43,8 +48,11 @@ def run(
 
         ran = tune(lineage)
     _show(settings, lineage.lineage)
-    kept = lineage.rounds - ran
-    console.print(f"rounds: {ran} run, {kept} found finished and every stage of them reused")
+    if ran.parked is not None:
+        _tell(ran.parked, settings)
+        return
+    kept = lineage.rounds - ran.num_rounds
+    console.print(f"rounds: {ran.num_rounds} run, {kept} found finished and every stage of them reused")
 
 
 @app.command(name="round")
@@ -62,10 +70,12 @@ def one_round(
     lineage = load_config(config)
     check_round(lineage.round, settings)
     with claim(lineage.round, lineage.lineage, settings):
-        from flows.round import preference_round
+        from flows.lineage import run_one
 
-        preference_round(lineage.round, lineage.lineage, number)
+        ran = run_one(lineage, number, settings)
     _show(settings, lineage.lineage)
+    if ran.parked is not None:
+        _tell(ran.parked, settings)
 
 
 @app.command()
@@ -86,7 +96,10 @@ def deploy(configs: ConfigFiles) -> None:
 
 @app.command()
 def serve(configs: ConfigFiles) -> None:
-    """Serve the deployments of these configs: run what their schedules, the Prefect UI or a retry start."""
+    """Serve the deployments of these configs: run what their schedules, the Prefect UI or a retry start.
+
+    Their rounds that wait for people are resumed when the answers are in.
+    """
     settings = _settings()
     from flows.config import load_config
     from flows.opening import check_prefect
@@ -96,7 +109,9 @@ def serve(configs: ConfigFiles) -> None:
     from prefect import serve as serve_deployments
 
     from flows.deploy import deployment
+    from flows.parking import keep_resuming
 
+    keep_resuming(settings, [lineage.lineage for lineage in lineages])
     serve_deployments(*(deployment(lineage) for lineage in lineages))
 
 
@@ -115,6 +130,20 @@ def status(
         console.print(f"no lineage in {settings.store} yet")
     for name in names if lineage is None else [lineage]:
         _show(settings, name)
+
+
+@app.command()
+def label(
+    lineage: Annotated[str, typer.Argument(help="name of the lineage whose round waits for people")],
+    host: Annotated[str, typer.Option(help="address to listen on; one that others reach needs logins")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="port of the page")] = 7861,
+    login: Annotated[Path | None, typer.Option(help="file of name:password lines, readable by you alone")] = None,
+) -> None:
+    """Serve the page on which people say, side by side, which response is better."""
+    settings = _settings()
+    from flows.page.server import Place, serve_page
+
+    serve_page(lineage, Place(host=host, port=port, login=login), settings)
 
 
 @app.command()
@@ -197,14 +226,24 @@ def _settings() -> Settings:
 
 
 def _show(settings: Settings, lineage: str) -> None:
+    from flows.parking import parked_round
     from flows.report import rounds_of, rounds_table, speed_lines, spent, stages_table
+    from tasks.labellers.ledger import Ledger
 
-    store = Store(settings.store)
-    rounds = rounds_of(store, lineage)
+    store, ledger = Store(settings.store), Ledger(url=settings.ledger)
+    rounds, parked = rounds_of(store, lineage), parked_round(store, lineage)
     for report in rounds:
         console.print(stages_table(report))
-    console.print(rounds_table(lineage, rounds))
+    waits = {} if parked is None else {parked.waiting.round: parked.waiting.now(ledger)}
+    console.print(rounds_table(lineage, rounds, waits))
     for line in (line for report in rounds for line in speed_lines(report)):
         console.print(line, highlight=False)
-    console.print(f"{spent(store, lineage)}; store {settings.store}; MLflow {settings.tracking}", soft_wrap=True)
+    console.print(f"{spent(ledger, lineage)}; store {settings.store}; MLflow {settings.tracking}", soft_wrap=True)
     console.print("UIs of Prefect and MLflow: pairwright ui", highlight=False)
+
+
+def _tell(parked: "ParkedRound", settings: Settings) -> None:
+    from flows.parking import guide
+
+    for line in guide(parked, settings):
+        console.print(line, highlight=False, soft_wrap=True)

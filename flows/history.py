@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 from cluster.errors import InputError
 from cluster.models import Contrast, Policy
@@ -43,6 +44,9 @@ says to the prompts, where training explores."""
 STAGES = tuple(stage for stage in ALL_STAGES if stage not in SOME_STAGES)
 """Those that every round has."""
 
+MAY_CHANGE = ("labelling.budget", "labelling.labeller.min_labels", "labelling.labeller.deadline_hours")
+"""What a lineage's config may change between starts: what its labels may cost, and how long it waits for people."""
+
 
 @dataclass(frozen=True)
 class History:
@@ -56,6 +60,11 @@ class History:
     def policy(self) -> Policy:
         """The policy that writes this round's pool."""
         return self.policies[-1] if self.policies else self.base
+
+    @property
+    def preferences(self) -> list[Table]:
+        """The labels of the rounds before this one, oldest first."""
+        return [one.preferences for one in self.rounds]
 
     def contrast(self, config: TrainingConfig) -> Contrast:
         """The round's policy against the reference that the config names."""
@@ -132,22 +141,34 @@ def first_unfinished(store: Store, config: LineageConfig) -> int:
 
 
 def keep_config(store: Store, lineage: str, config: RoundConfig) -> None:
-    """Note the config with which a lineage runs; it never changes afterwards.
+    """Note the config with which a lineage runs; only `MAY_CHANGE` can change afterwards.
 
     Raises:
         InputError: the lineage has run with another config.
     """
     file = store.lineage(lineage) / "config.json"
     wanted = config.model_dump(mode="json")
-    if not file.exists():
-        write_json(file, wanted)
-        return
-    changes = _changes(json.loads(file.read_text(encoding="utf-8")), wanted)
+    kept = json.loads(file.read_text(encoding="utf-8")) if file.exists() else wanted
+    changes = _changes(_settled(kept), _settled(wanted))
     if changes:
         raise InputError(
             f"lineage {lineage!r} has run with another config: {'; '.join(changes)}. "
             "Give the new config a lineage name of its own, or restore the old values"
         )
+    if kept != wanted or not file.exists():
+        write_json(file, wanted)
+
+
+def settled(config: RoundConfig) -> dict[str, Any]:
+    """The values of a config that stay for all of a lineage."""
+    return cast(dict[str, Any], _settled(config.model_dump(mode="json")))
+
+
+def _settled(value: object, place: str = "") -> object:
+    if not isinstance(value, dict):
+        return value
+    places = {key: f"{place}.{key}" if place else key for key in value}
+    return {key: _settled(inner, places[key]) for key, inner in value.items() if places[key] not in MAY_CHANGE}
 
 
 def _changes(old: object, new: object, place: str = "round") -> list[str]:

@@ -1,6 +1,11 @@
 """A lineage: its rounds one after the other, from the first that is unfinished."""
 
-from prefect import flow
+from dataclasses import dataclass
+from typing import cast
+
+from prefect import Task, flow
+from prefect.context import FlowRunContext
+from prefect.states import Completed
 
 from cluster.session import ray_session
 from cluster.settings import Settings
@@ -8,19 +13,107 @@ from cluster.storage import Store
 from flows.config import LineageConfig
 from flows.history import first_unfinished
 from flows.opening import check_round, claim
+from flows.parking import (
+    ParkedRound,
+    announce,
+    deployed_run,
+    forget,
+    note,
+    parked_round,
+    resume_ready,
+    suspend,
+    waits_elsewhere,
+)
 from flows.round import preference_round
+from tasks.labellers.people import PeopleLabeller
+from tasks.parking import WAITING, Waiting
+
+
+@dataclass(frozen=True)
+class Ran:
+    """How far a lineage came."""
+
+    num_rounds: int
+    """Rounds that were run to their end."""
+    parked: ParkedRound | None = None
+    """The round at which it stopped, because people have not answered yet."""
 
 
 @flow(name="tune", flow_run_name="{config.lineage}")
-def tune(config: LineageConfig, max_rounds: int | None = None) -> int:
-    """Run the rounds that the lineage still lacks, `max_rounds` at most; gives how many it ran."""
+def tune(config: LineageConfig, max_rounds: int | None = None) -> Ran:
+    """Run the rounds that the lineage still lacks, `max_rounds` at most, until one waits for people.
+
+    A flow run of a deployment is suspended then, which ends its process, and goes on from there when it is resumed.
+    """
     settings = Settings()
     check_round(config.round, settings)
+    store, mine = Store(settings.store), deployed_run()
     with claim(config.round, config.lineage, settings):
-        first = first_unfinished(Store(settings.store), config)
+        parked = parked_round(store, config.lineage)
+        if parked is not None and waits_elsewhere(parked):
+            (look,) = resume_ready(settings, [config.lineage])
+            return _ended(Ran(0, parked), f"round {look.round} {look.said} (flow run {parked.flow_run})")
+        first = first_unfinished(store, config)
         last = config.rounds if max_rounds is None else min(config.rounds, first + max_rounds)
-        if first < last:
-            with ray_session(settings):
-                for number in range(first, last):
-                    preference_round(config.round, config.lineage, number)
-    return last - first
+        if parked is not None and mine is not None and parked.flow_run == mine:
+            last = parked.until
+        ran = _run_rounds(config, range(first, last), settings)
+    if ran.parked is None:
+        return ran
+    announce(ran.parked, settings)
+    if mine is not None:
+        suspend(ran.parked, mine)
+    return _ended(ran, ran.parked.waiting.said)
+
+
+def run_one(config: LineageConfig, number: int, settings: Settings) -> Ran:
+    """Run one round of a lineage, outside of the others."""
+    store = Store(settings.store)
+    parked = parked_round(store, config.lineage)
+    if parked is not None and waits_elsewhere(parked):
+        return Ran(0, parked)
+    waiting = preference_round(config.round, config.lineage, number)
+    if waiting is not None:
+        return Ran(0, note(store, _record(config, waiting, until=number + 1)))
+    if parked is not None and parked.waiting.round == number:
+        forget(store, config.lineage)
+    return Ran(1)
+
+
+def _run_rounds(config: LineageConfig, numbers: range, settings: Settings) -> Ran:
+    if not numbers:
+        return Ran(0)
+    store = Store(settings.store)
+    with ray_session(settings):
+        for number in numbers:
+            parked = parked_round(store, config.lineage)
+            _number_call(number, 0 if parked is None or parked.waiting.round != number else parked.times)
+            waiting = preference_round(config.round, config.lineage, number)
+            if waiting is not None:
+                return Ran(number - numbers.start, note(store, _record(config, waiting, until=numbers.stop)))
+            forget(store, config.lineage)
+    return Ran(len(numbers))
+
+
+def _number_call(round_number: int, times_parked: int) -> None:
+    """Give the next call of a round a number of its own in Prefect.
+
+    Prefect numbers the flows that a flow calls. In a flow that was resumed or retried it takes a call for the one
+    that had its number before: it goes on with one that was killed, and skips one that ended well, which a parked
+    round has and an earlier round, too.
+    """
+    context = FlowRunContext.get()
+    if context is not None:
+        before = 1000 * times_parked + round_number - 1
+        context.task_run_dynamic_keys[Task(preference_round.fn).task_key] = before
+
+
+def _record(config: LineageConfig, waiting: Waiting, *, until: int) -> ParkedRound:
+    labeller = config.round.labelling.labeller
+    queue = isinstance(labeller, PeopleLabeller) and labeller.review_queue
+    return ParkedRound(waiting=waiting, until=until, flow_run=deployed_run(), review_queue=queue)
+
+
+def _ended(ran: Ran, message: str) -> Ran:
+    """In a state that says so."""
+    return cast(Ran, Completed(name=WAITING, message=message, data=ran))

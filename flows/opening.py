@@ -12,9 +12,10 @@ from cluster.settings import Settings
 from cluster.storage import Store, digest_of
 from cluster.tracking import Status, Tracker
 from flows.config import RoundConfig
-from flows.history import History, history, keep_config
+from flows.history import History, history, keep_config, settled
 from flows.report import round_of
 from tasks.logged import check_logged
+from tasks.parking import Parked
 from tasks.prompts import check_prompts, drawable
 from tasks.proxies import check_proxy
 from tasks.stages import RoundContext
@@ -27,11 +28,13 @@ def check_round(config: RoundConfig, settings: Settings) -> None:
     """Look at all that a round needs, before anything expensive.
 
     Raises:
-        InputError: prompts, logged responses, proxy, scheduler, model, engine, store, MLflow or Prefect can't serve it.
+        InputError: prompts, logged responses, proxy, labeller, scheduler, model, engine or store can't serve it.
+        InputError: MLflow or Prefect doesn't answer.
     """
     check_prompts(config.prompts)
     check_logged(config.pool.source, config.generation.num_responses, drawable(config.prompts))
     check_proxy(config.features.proxy)
+    config.labelling.labeller.check()
     check_training(config.training, settings.train.num_workers)
     check_engine(settings.engine)
     Store(settings.store).check_writable()
@@ -69,6 +72,8 @@ def open_round(
 ) -> Iterator[tuple[RoundContext, History]]:
     """Hold the lineage, have Ray, and keep the round's MLflow run open for the block.
 
+    A round that was parked in the block is scheduled in MLflow until it goes on.
+
     Raises:
         InputError: the lineage is busy, has run with another config, or lacks an earlier round.
         InputError: the policy can't have such features.
@@ -78,7 +83,7 @@ def open_round(
     config.features.require_fit(start, config.seed, settings)
     with claim(config, lineage, settings):
         past = history(Store(settings.store), lineage, round_number, base)
-        tracker = Tracker(tracking_uri=settings.tracking, experiment=EXPERIMENT, artifact_root=settings.artifact_root)
+        tracker = tracker_of(settings)
         run = _open_run(tracker, config, lineage, round_number)
         here = RoundContext(lineage, round_number, config.seed, settings, tracker, run)
         status: Status = "FAILED"
@@ -88,8 +93,16 @@ def open_round(
             status = "FINISHED"
             speed = round_of(here.store, lineage, round_number).speed
             tracker.log_metrics(run, {f"round/{name}": value for name, value in speed.items()}, step=round_number)
+        except Parked:
+            status = "SCHEDULED"
+            raise
         finally:
             tracker.close(run, status)
+
+
+def tracker_of(settings: Settings) -> Tracker:
+    """The MLflow experiment of all lineages."""
+    return Tracker(tracking_uri=settings.tracking, experiment=EXPERIMENT, artifact_root=settings.artifact_root)
 
 
 def _open_run(tracker: Tracker, config: RoundConfig, lineage: str, round_number: int) -> str:
@@ -97,7 +110,7 @@ def _open_run(tracker: Tracker, config: RoundConfig, lineage: str, round_number:
     tags = {"pairwright.selector": selector, "pairwright.seed": str(config.seed), **git_state(Path.cwd())}
     parent = tracker.open_lineage(lineage, tags)
     run = tracker.open_round(parent, lineage, round_number=round_number, tags=tags)
-    values = config.model_dump(mode="json")
+    values = settled(config)
     tracker.log_params(run, dict(_flat(values)) | {"config_digest": digest_of(values)})
     return run
 

@@ -1,6 +1,6 @@
 """What a lineage has to show: its rounds, their stages, the labels spent, and where everything lies."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from rich.table import Table as RichTable
@@ -64,8 +64,8 @@ def lineages_of(store: Store) -> list[str]:
     return sorted(file.parent.name for file in (store.root / "lineages").glob("*/config.json"))
 
 
-def rounds_table(lineage: str, rounds: Sequence[RoundReport]) -> RichTable:
-    """Win rates, reward, KL and labels of every round."""
+def rounds_table(lineage: str, rounds: Sequence[RoundReport], waits: Mapping[int, str] | None = None) -> RichTable:
+    """Win rates, reward, KL and labels of every round; `waits` says what a parked round waits for."""
     table = RichTable(title=f"lineage {lineage}")
     for heading in (
         "round",
@@ -81,13 +81,12 @@ def rounds_table(lineage: str, rounds: Sequence[RoundReport]) -> RichTable:
     for report in rounds:
         labels = report.manifests["preferences"].rows if "preferences" in report.manifests else 0
         champion = report.measure("promotion", "promoted")
-        missing = [stage for stage in STAGES if stage not in report.manifests]
         table.add_row(
             str(report.number),
             *(_with_error(report, name) for name in ("win_base", "win_previous", "reward", "kl")),
             str(labels),
             "" if champion is None else "yes" if champion else "no",
-            f"lacks {missing[0]}" if missing else "finished",
+            _state(report, (waits or {}).get(report.number)),
         )
     return table
 
@@ -123,10 +122,18 @@ def speed_lines(report: RoundReport) -> list[str]:
     return lines
 
 
-def spent(store: Store, lineage: str) -> str:
-    """Labels that the lineage bought; labels that another one had bought before are free."""
-    spend = Ledger(path=store.ledger).spend(lineage)
-    return f"{spend.num_labels} labels bought for {spend.cost:g}"
+def spent(ledger: Ledger, lineage: str) -> str:
+    """What the lineage is charged for labels; those that another one had bought before were paid there."""
+    spend = ledger.spend(lineage)
+    said = f"{spend.num_labels} labels for {spend.cost:g}, {spend.num_bought} of them bought by this lineage"
+    return f"{said}; {spend.num_pending} asked for at {spend.pending:g}" if spend.num_pending else said
+
+
+def _state(report: RoundReport, waits: str | None) -> str:
+    if waits is not None and "preferences" not in report.manifests:
+        return waits
+    missing = [stage for stage in STAGES if stage not in report.manifests]
+    return f"lacks {missing[0]}" if missing else "finished"
 
 
 def _with_error(report: RoundReport, name: str) -> str:

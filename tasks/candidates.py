@@ -14,7 +14,7 @@ from tasks.design.pool import Labels, Pool
 from tasks.design.preprocess import Blocks, Projection, Scaling, fit_projection, fit_scaling
 from tasks.feature_tables import VECTOR, concat_features, read_features, vectors_of
 from tasks.grid import Grid
-from tasks.tables import PREFERENCES, PROXY_SCORE, RESPONSES, PastRound, Table, latest, read
+from tasks.tables import PREFERENCES, PROXY_SCORE, RESPONSES, PastRound, Table, decided, latest, read
 
 LabelFeatures = Literal["current", "stored"]
 Ends = tuple[pa.Table, pa.Table]
@@ -63,7 +63,7 @@ class Reading:
 def candidates(offer: Offer, reading: Reading) -> tuple[Pool, Grid]:
     """The pool that selectors choose from, and where its responses stand.
 
-    Pairs that any earlier round labelled are not offered. The policy Fisher information is that of this round's
+    Pairs that any earlier round asked about are not offered. The policy Fisher information is that of this round's
     responses alone, for those offered again were written by other policies.
 
     Raises:
@@ -86,7 +86,7 @@ def candidates(offer: Offer, reading: Reading) -> tuple[Pool, Grid]:
         scores=_scores(scored, grid),
         log_probs=grid.fill(_numbers(scored, "logp_policy"), 0.0),
         lengths=grid.fill(_numbers(scored, "num_tokens"), 0.0),
-        offered=grid.without(_labelled(offer.past)),
+        offered=grid.without(_asked(offer.past)),
     )
     return pool, grid
 
@@ -186,21 +186,29 @@ def _fisher(features: FloatArray, valid: BoolArray, staleness: IntArray) -> Floa
     return own.policy_fisher
 
 
-def _labelled(past: Sequence[PastRound]) -> Iterable[tuple[str, str]]:
+def _asked(past: Sequence[PastRound]) -> Iterable[tuple[str, str]]:
     for one in past:
-        labels = read(one.preferences.path, PREFERENCES)
-        yield from zip(labels.column("chosen").to_pylist(), labels.column("rejected").to_pylist(), strict=True)
+        yield from _pairs(read(one.preferences.path, PREFERENCES))
+
+
+def _decided(past: Sequence[PastRound]) -> Iterable[tuple[str, str]]:
+    for one in past:
+        yield from _pairs(decided(read(one.preferences.path, PREFERENCES)))
+
+
+def _pairs(labels: pa.Table) -> Iterable[tuple[str, str]]:
+    return zip(labels.column("chosen").to_pylist(), labels.column("rejected").to_pylist(), strict=True)
 
 
 def _held(offer: Offer, labels: LabelFeatures) -> list[Ends]:
     """The labels held, as the features that speak of them."""
-    if not offer.past:
+    if next(iter(_decided(offer.past)), None) is None:
         return []
     fresh = read_features(offer.features.path)
     if labels == "current":
         held = [_ends(offer.past, read_features(offer.recalled.path))]
     else:
-        held = [_ends([one], _stored(one)) for one in offer.past]
+        held = list(_stored_ends(offer.past))
     concat_features([fresh, *(end for ends in held for end in ends)], str(offer.features.path))
     return held
 
@@ -213,7 +221,7 @@ def _labels(offer: Offer, held: Sequence[Ends], projection: Projection | Scaling
     return Labels(
         differences=np.concatenate(differences).astype(np.float64),
         margins=np.concatenate(margins),
-        score_gaps=_score_gaps(_ends([one], _stored(one)) for one in offer.past),
+        score_gaps=_score_gaps(_stored_ends(offer.past)),
         prompts=_prompts(offer.past),
     )
 
@@ -222,15 +230,28 @@ def _vectors(scored: pa.Table) -> FloatArray:
     return np.concatenate(list(vectors_of(scored)))
 
 
-def _stored(one: PastRound) -> pa.Table:
-    tables = [read_features(table.path) for table in (one.features, one.recalled_features)]
-    return concat_features([table for table in tables if table.num_rows], str(one.features.path))
+def _stored_ends(past: Sequence[PastRound]) -> Iterator[Ends]:
+    """The ends of each round's labels, as that round scored them; late labels' as the rounds before did."""
+    for number, one in enumerate(past, start=1):
+        needed = {name for pair in _decided([one]) for name in pair}
+        if not needed:
+            continue
+        scored = _stored([one])
+        if not needed <= set(scored.column("response_id").to_pylist()):
+            scored = _stored(past[:number])
+        yield _ends([one], scored)
+
+
+def _stored(past: Sequence[PastRound]) -> pa.Table:
+    tables = [read_features(table.path) for one in past for table in (one.features, one.recalled_features)]
+    return concat_features([table for table in tables if table.num_rows], str(past[-1].features.path))
 
 
 def _ends(past: Sequence[PastRound], scored: pa.Table) -> Ends:
     """The rows of this table of the chosen and of the rejected responses of some rounds' labels."""
     row_of = {response: row for row, response in enumerate(scored.column("response_id").to_pylist())}
-    chosen, rejected = (scored.take([row_of[name] for name in names]) for names in zip(*_labelled(past), strict=True))
+    pairs = list(_decided(past))
+    chosen, rejected = (scored.take(pa.array((row_of[pair[side]] for pair in pairs), pa.int64())) for side in range(2))
     return chosen, rejected
 
 
@@ -249,5 +270,5 @@ def _score_gaps(stored: Iterable[Ends]) -> FloatArray | None:
 
 def _prompts(past: Sequence[PastRound]) -> IntArray:
     """A number for the prompt of each label, the same wherever that prompt comes again, (n,)."""
-    names = [read(one.preferences.path, PREFERENCES).column("prompt_id").to_pylist() for one in past]
+    names = [decided(read(one.preferences.path, PREFERENCES)).column("prompt_id").to_pylist() for one in past]
     return np.unique(np.concatenate(names), return_inverse=True)[1]

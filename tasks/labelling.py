@@ -61,14 +61,15 @@ def label_pairs(
         InputError: the labels would cost more than the lineage may spend.
     """
     ledger = Ledger(url=here.settings.ledger)
-    late = _late(past, ledger, here)
+    late = _late(past, ledger, config, here)
     batch = _batch(read(pairs.path, PAIRS).to_pylist(), _texts(responses), late)
     key = _key(config, late, [pairs, *responses], here)
     labels = [] if _is_closed(key, here) else _answers(batch.questions, ledger, config, here)
 
     def work(folder: Path) -> Mapping[str, Any]:
         verdicts = config.aggregation(batch.questions, labels)
-        rows = [_row(*each, config) for each in zip(batch.rows, verdicts, labels, strict=True)]
+        identity = config.labeller.identity
+        rows = [_row(*each) | {"labeller": identity} for each in zip(batch.rows, verdicts, labels, strict=True)]
         write_part(part_path(folder, 0), rows, PREFERENCES)
         return _measures(rows, labels, config)
 
@@ -139,9 +140,11 @@ def _is_closed(key: StageKey, here: RoundContext) -> bool:
     )
 
 
-def _late(past: Sequence[Table], ledger: Ledger, here: RoundContext) -> list[Row]:
+def _late(past: Sequence[Table], ledger: Ledger, config: LabellingConfig, here: RoundContext) -> list[Row]:
     """Rows of earlier rounds that had no answer then and have one now."""
     waiting = {_question_of(row).key: row for row in _unanswered(past)}
+    if waiting and isinstance(config.labeller, PeopleLabeller):
+        config.labeller.collect(ledger, here.tracker, here.lineage)
     keys = late_keys(ledger, waiting, store=here.store, lineage=here.lineage, round_number=here.round)
     return [waiting[key] for key in keys]
 
@@ -188,7 +191,7 @@ def _question_of(row: Row) -> Question:
     return Question(key=key, messages=row["messages"], first=first, second=second)
 
 
-def _row(asked: Row, verdict: Verdict, labels: Sequence[Label], config: LabellingConfig) -> Row:
+def _row(asked: Row, verdict: Verdict, labels: Sequence[Label]) -> Row:
     turned = verdict.choice == "second"
     probability = verdict.probability
     votes = (verdict.votes_first, verdict.votes_second)[:: -1 if turned else 1]
@@ -199,7 +202,6 @@ def _row(asked: Row, verdict: Verdict, labels: Sequence[Label], config: Labellin
         "votes_chosen": votes[0],
         "votes_rejected": votes[1],
         "num_answers": verdict.num_answers,
-        "labeller": config.labeller.identity,
     }
 
 

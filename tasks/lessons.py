@@ -14,9 +14,9 @@ from cluster.models import Policy
 from tasks.feature_tables import read_features
 from tasks.objectives import AnyObjective
 from tasks.objectives.contrastive import FlippedLabels
-from tasks.objectives.pairs import flip_rate
+from tasks.objectives.pairs import flip_rate, label_flip_rate
 from tasks.objectives.weights import AnyUtility, product
-from tasks.tables import LESSONS, PREFERENCES, PROXY_SCORE, RESPONSES, Table, read
+from tasks.tables import LESSONS, PREFERENCES, PREFERRED, PROXY_SCORE, RESPONSES, TIE, Table, read
 
 Values = NDArray[np.float64]
 Row = dict[str, Any]
@@ -115,7 +115,7 @@ def taught(lessons: Lessons, syllabus: Syllabus) -> Taught:
         InputError: probabilities or rewards that are asked for are missing; a flip rate can't be estimated or is 0.5.
         InputError: no pair is left.
     """
-    tables = [read(table.path, PREFERENCES).to_pylist() for table in lessons.preferences]
+    tables = [_taught_by(read(table.path, PREFERENCES).to_pylist(), syllabus) for table in lessons.preferences]
     labelled = [row for table in (_newest(tables) if syllabus.newest else tables) for row in table]
     rows = _with_scores(labelled, lessons)
     _require_parts(rows, syllabus)
@@ -130,6 +130,12 @@ def taught(lessons: Lessons, syllabus: Syllabus) -> Taught:
         )
     table, measures = _weighed(kept, syllabus.weights)
     return Taught(table, objective, measures | rate | {"num_labels": len(labelled), "num_pairs": len(kept)})
+
+
+def _taught_by(rows: Sequence[Row], syllabus: Syllabus) -> list[Row]:
+    """Preferences; and ties, as even odds, where the objective takes probabilities."""
+    usable = {PREFERRED, TIE} if "probabilities" in syllabus.objective.needs else {PREFERRED}
+    return [row | ({"probability": 0.5} if row["outcome"] == TIE else {}) for row in rows if row["outcome"] in usable]
 
 
 def _newest(tables: Sequence[Sequence[Row]]) -> list[list[Row]]:
@@ -196,16 +202,24 @@ def _require_parts(rows: Sequence[Row], syllabus: Syllabus) -> None:
 
 
 def _resolved(objective: AnyObjective, rows: Sequence[Row]) -> tuple[AnyObjective, dict[str, float]]:
-    """The objective with a number for its flip rate, and that number as a measure where labels had to tell it."""
+    """The objective with a number for its flip rate, and that number as a measure where answers had to tell it.
+
+    Answers to the same pair tell how often one answer is flipped; that of the answers together is flipped more rarely.
+    """
     if not isinstance(objective, FlippedLabels) or objective.flip_rate != "estimated":
         return objective, {}
     votes: dict[tuple[str, str], list[int]] = {}
     for row in rows:
-        first, second = sorted((row["chosen"], row["rejected"]))
-        votes.setdefault((first, second), [0, 0])[row["chosen"] == second] += 1
+        sides = [(row["chosen"], row["votes_chosen"]), (row["rejected"], row["votes_rejected"])]
+        (first, of_first), (second, of_second) = sorted(sides)
+        counted = votes.setdefault((first, second), [0, 0])
+        counted[0] += of_first
+        counted[1] += of_second
     try:
-        rate = flip_rate([(one, other) for one, other in votes.values()])
-        return replace(objective, flip_rate=rate), {"flip_rate": rate}
+        answers = flip_rate([(one, other) for one, other in votes.values()])
+        margins = [abs(row["votes_chosen"] - row["votes_rejected"]) for row in rows]
+        rate = label_flip_rate(answers, margins)
+        return replace(objective, flip_rate=rate), {"flip_rate": rate, "answer_flip_rate": answers}
     except ValueError as error:
         raise InputError(f"training.objective {objective.kind}: {error}") from error
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from cluster.errors import InputError
 from tasks.feature_tables import read_features
-from tasks.tables import PREFERENCES, PROXY_SCORE, PastRound, read
+from tasks.tables import PREFERENCES, PROXY_SCORE, PastRound, decided, read
 
 Statistic = Literal["mean", "max", "chosen"]
 
@@ -69,7 +69,9 @@ def stored_scores(past: Sequence[PastRound]) -> dict[str, StoredScores]:
     Raises:
         InputError: a valid response has no proxy score.
     """
-    preferred = {name for one in past for name in read(one.preferences.path, PREFERENCES)["chosen"].to_pylist()}
+    preferred = {
+        name for one in past for name in decided(read(one.preferences.path, PREFERENCES))["chosen"].to_pylist()
+    }
     newest: dict[str, dict[str, float]] = {}
     history: dict[str, list[float]] = {}
     for one in past:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar, cast
 
@@ -14,6 +15,7 @@ from prefect.states import Completed
 from cluster.settings import Settings
 from cluster.storage import MANIFEST, Manifest, StageFolder, StageKey, Store, digest_of, write_json
 from cluster.tracking import Tracker
+from tasks.parking import Parked, Waiting
 from tasks.tables import Table, inspect, parts
 
 ADAPTER = "adapter"
@@ -29,21 +31,37 @@ class StageTask(Task[P, R]):
     """A Prefect task that gives its caller the result where the run ended in a state of the task's own making."""
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:  # type: ignore[override]
-        """Run the task."""
+        """Run the task.
+
+        Raises:
+            Parked: it waits for people; its run ended in a state named `Waiting`.
+        """
         result = super().__call__(*args, **kwargs)
-        return cast(R, result.result()) if isinstance(result, State) else result
+        given = result.result() if isinstance(result, State) else result
+        if isinstance(given, Waiting):
+            raise Parked(given)
+        return cast(R, given)
 
 
 def stage_task(title: str, *, retry_delays: Sequence[float] = ()) -> Callable[[Callable[P, R]], StageTask[P, R]]:
     """Make a function with a parameter `here` a task, named in Prefect after lineage, round and `title`.
 
     Whether it is done is for the store to say, so Prefect caches nothing. Where the cause of a failure can lie outside
-    of us it is tried again, after each of `retry_delays` seconds.
+    of us it is tried again, after each of `retry_delays` seconds. One that is parked ends in a state named `Waiting`.
     """
 
     def decorate(function: Callable[P, R]) -> StageTask[P, R]:
+        @wraps(function)
+        def work(*args: P.args, **kwargs: P.kwargs) -> R:
+            try:
+                return function(*args, **kwargs)
+            except Parked as parked:
+                if TaskRunContext.get() is None:
+                    raise
+                return cast(R, parked.waiting.state)
+
         return StageTask(
-            function,
+            work,
             task_run_name=f"{{here.label}} {title}",
             cache_policy=NO_CACHE,
             retries=len(retry_delays),

@@ -77,14 +77,24 @@ PREFERENCES = pa.schema(
         required("rejected_text", pa.string()),
         required("chosen_token_ids", pa.list_(pa.int32())),
         required("rejected_token_ids", pa.list_(pa.int32())),
+        required("outcome", pa.string()),
         required("swapped", pa.bool_()),
         pa.field("probability", pa.float64()),
+        required("votes_chosen", pa.int32()),
+        required("votes_rejected", pa.int32()),
+        required("num_answers", pa.int32()),
         required("labeller", pa.string()),
         pa.field("weight", pa.float64()),
     ]
 )
-"""One row a label. `swapped`: the labeller saw response b first. `probability`: its own P(chosen over rejected).
-`weight`: the selection's, of its loss in training; null for 1."""
+"""One row a pair that was asked, in the order asked unless its `outcome` is "preferred": the others are "tie",
+"abstained" and "unanswered", where chosen and rejected are names alone. `swapped`: the first answer saw response b
+first. `probability`: P(chosen over rejected), the labeller's own or made of several answers. `votes_*`: answers for
+either; `num_answers`: those that were given, ties and abstentions too. `weight`: the selection's, of its loss in
+training; null for 1."""
+
+PREFERRED, TIE, UNANSWERED = "preferred", "tie", "unanswered"
+"""Outcomes that others need to tell apart."""
 
 LESSONS = pa.schema(
     [
@@ -214,6 +224,11 @@ def _require_finite_scores(table: pa.Table, where: str) -> None:
             f"{odd.num_rows} of {table.num_rows} responses it is not finite: mend the proxy, "
             "or name another in features.proxy"
         )
+
+
+def decided(preferences: pa.Table) -> pa.Table:
+    """The rows in which one response was preferred."""
+    return preferences.filter(pc.equal(preferences.column("outcome"), PREFERRED))
 
 
 def write_part(path: Path, rows: Sequence[dict[str, object]], schema: pa.Schema) -> None:

@@ -76,7 +76,11 @@ def test_a_config_fills_in_what_it_leaves_out(write_config: Write) -> None:
         ("rounds", 0, "rounds: Input should be greater than 0 (found 0)"),
         ("schedule", {"cron": "whenever"}, 'schedule: Invalid cron string: "whenever"'),
         ("schedule", {"cron": "0 2 * * *", "timezone": "Mars"}, 'schedule: Invalid timezone: "Mars"'),
-        ("round.labelling.labeller", {"temperature": -1}, "temperature is -1.0: expected a finite number above 0"),
+        (
+            "round.labelling.labeller",
+            {"kind": "simulated", "temperature": -1},
+            "temperature is -1.0: expected a finite number above 0",
+        ),
         (
             "round.selection.budget",
             37,

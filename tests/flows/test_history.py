@@ -1,5 +1,6 @@
 """History: which rounds are finished, what they left, and which config the lineage runs with."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from cluster.errors import InputError
 from cluster.models import Policy
 from cluster.storage import MANIFEST, StageKey, Store, write_json
 from flows.config import LineageConfig
-from flows.history import STAGES, first_unfinished, history, is_finished, keep_config, recorded
+from flows.history import STAGES, first_unfinished, history, is_finished, keep_config, recorded, settled
 from tasks.stages import ADAPTER, round_record
 from tasks.tables import Table
 
@@ -181,6 +182,34 @@ def test_a_changed_config_is_refused_with_each_key_and_both_values(
     for message in (*messages, "lineage 'demo' has run with another config", "a lineage name of its own"):
         assert message in str(refusal.value)
     keep_config(store, "demo", config().round)
+
+
+@pytest.mark.labels
+def test_what_labels_may_cost_and_how_long_people_are_waited_for_can_change(store: Store) -> None:
+    people = {"kind": "people", "min_labels": 4, "deadline_hours": 48}
+    keep_config(store, "demo", config(labelling={"labeller": people, "budget": 20}).round)
+    patient = people | {"min_labels": 2, "deadline_hours": 96}
+    changed = config(labelling={"labeller": patient, "budget": 30}).round
+    keep_config(store, "demo", changed)
+    kept = json.loads((store.lineage("demo") / "config.json").read_text())
+    assert kept == changed.model_dump(mode="json")
+    assert settled(changed) == settled(config(labelling={"labeller": people, "budget": 20}).round)
+
+
+@pytest.mark.labels
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"crew": "students"}, "round.labelling.labeller.crew was 'people', now 'students'"),
+        ({"instructions": "Be kind."}, "round.labelling.labeller.instructions was"),
+        ({"cost": 2.0}, "round.labelling.labeller.cost was 1.0, now 2.0"),
+    ],
+)
+def test_other_people_are_another_config(store: Store, changes: dict[str, Any], message: str) -> None:
+    keep_config(store, "demo", config(labelling={"labeller": {"kind": "people"}}).round)
+    with pytest.raises(InputError) as refusal:
+        keep_config(store, "demo", config(labelling={"labeller": {"kind": "people"} | changes}).round)
+    assert message in str(refusal.value)
 
 
 def test_more_rounds_are_no_other_config(store: Store) -> None:

@@ -1,7 +1,6 @@
 """SIGKILL at any moment: the next run ends as an undisturbed one, and repeats at most the shard in flight."""
 
 import signal
-import sqlite3
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +11,7 @@ import pytest
 from pyarrow import feather
 
 from flows.history import STAGES, recorded
+from tasks.labellers.ledger import Ledger
 from tasks.tables import ARROW, parts
 from tasks.trainer.checkpoints import COMPLETE
 
@@ -51,8 +51,7 @@ class Kept:
 def labels_in(desk: Any) -> set[tuple[str, str]]:
     if not desk.store.ledger.exists():
         return set()
-    with sqlite3.connect(desk.store.ledger) as connection:
-        return set(connection.execute("SELECT key, bought_at FROM labels"))
+    return {(entry.key, str(entry.answered_at)) for entry in Ledger.at(desk.store.ledger).entries()}
 
 
 def kill_when(desk: Any, seen: Callable[[], bool]) -> None:
@@ -128,8 +127,8 @@ def test_the_killed_training_ends_with_the_same_weights(survivor: Any, undisturb
 
 
 def test_no_label_was_bought_twice(survivor: Any) -> None:
-    with sqlite3.connect(survivor.store.ledger) as connection:
-        assert connection.execute("SELECT count(*), total(cost) FROM labels").fetchone() == (16, 16.0)
+    spend = Ledger.at(survivor.store.ledger).spend()
+    assert (spend.num_bought, spend.paid, spend.num_pending) == (16, 16.0, 0)
 
 
 def test_mlflow_has_one_run_with_every_step_once(survivor: Any) -> None:

@@ -9,11 +9,14 @@ import pytest
 from rich.console import Console
 from rich.table import Table as RichTable
 
+from cluster.settings import Settings
 from cluster.storage import StageKey, Store, write_json
 from flows.history import STAGES
 from flows.report import lineages_of, rounds_of, rounds_table, speed_lines, spent, stages_table
-from tasks.labellers.ledger import Ledger, question_key
-from tasks.labellers.protocol import Question
+from tasks.labellers import AnyLabeller
+from tasks.labellers.ledger import Account, Ledger, question_key
+from tasks.labellers.people import PeopleLabeller
+from tasks.labellers.protocol import Question, Workplace
 from tasks.labellers.simulated import SimulatedLabeller
 from tasks.stages import round_record
 
@@ -157,13 +160,44 @@ def test_a_pool_whose_shards_were_all_there_has_no_speed(store: Store, finish: F
     assert len(speed_lines(report)) == 1
 
 
-def test_labels_are_counted_for_the_lineage_that_bought_them(store: Store) -> None:
-    questions = [
-        Question(key=question_key("p", first=text, second="b"), prompt="p", first=text, second="b") for text in "acd"
+@pytest.mark.labels
+def test_a_parked_round_says_what_it_waits_for(store: Store, finish: Finish) -> None:
+    finish(0)
+    finish(1, STAGES[: STAGES.index("preferences")])
+    said = "waits for people: 3 of 12 answered"
+    assert [row[-1] for row in rendered(rounds_table("demo", rounds_of(store, "demo"), {1: said}))[1:]] == [
+        "finished",
+        said,
     ]
-    ledger, labeller = Ledger(path=store.ledger), SimulatedLabeller(cost=0.5)
-    ledger.buy(questions[:2], labeller, lineage="demo", round_number=0)
-    ledger.buy(questions, labeller, lineage="other", round_number=0)
-    assert spent(store, "demo") == "2 labels bought for 1"
-    assert spent(store, "other") == "1 labels bought for 0.5"
-    assert spent(store, "nobody") == "0 labels bought for 0"
+
+
+@pytest.mark.labels
+def test_a_round_whose_labels_are_in_waits_no_more(store: Store, finish: Finish) -> None:
+    finish(0, STAGES[: STAGES.index("training")])
+    assert rendered(rounds_table("demo", rounds_of(store, "demo"), {0: "waits"}))[1][-1] == "lacks training"
+
+
+@pytest.mark.labels
+def test_labels_are_counted_for_every_lineage_that_uses_them_and_once_for_the_buyer(store: Store) -> None:
+    questions = [
+        Question(
+            key=question_key("p", first=text, second="b"),
+            messages=[{"role": None, "content": "p"}],
+            first=text,
+            second="b",
+        )
+        for text in "acd"
+    ]
+    ledger = Ledger.at(store.ledger)
+
+    def buy(lineage: str, number: int, labeller: AnyLabeller) -> None:
+        workplace = Workplace(settings=Settings(home=store.root), scratch=store.root, lineage=lineage, round=0)
+        ledger.buy(questions[:number], labeller, Account(lineage=lineage, round=0), workplace)
+
+    buy("demo", 2, SimulatedLabeller(cost=0.5))
+    buy("other", 3, SimulatedLabeller(cost=0.5))
+    assert spent(ledger, "demo") == "2 labels for 1, 2 of them bought by this lineage"
+    assert spent(ledger, "other") == "3 labels for 1.5, 1 of them bought by this lineage"
+    assert spent(ledger, "nobody") == "0 labels for 0, 0 of them bought by this lineage"
+    buy("patient", 3, PeopleLabeller(cost=2.0))
+    assert spent(ledger, "patient").endswith("; 3 asked for at 6")

@@ -93,14 +93,16 @@ def past_round(write_table: WriteTable) -> Callable[..., PastRound]:
         labels: Sequence[tuple[str, str]],
         *,
         recalled: Sequence[dict[str, Any]] = (),
+        outcome: str = "preferred",
     ) -> PastRound:
         schema = features_schema(len(rows[0]["feature"]))
         prompts = {row["response_id"]: row["prompt_id"] for row in (*rows, *recalled)}
+        labelled = [_label(*pair, prompts.get(pair[0], "elsewhere")) | {"outcome": outcome} for pair in labels]
         return PastRound(
             pool=write_table([_response(row) for row in rows], RESPONSES),
             features=write_table(rows, schema),
             recalled_features=write_table(recalled, schema),
-            preferences=write_table([_label(*pair, prompts[pair[0]]) for pair in labels], PREFERENCES),
+            preferences=write_table(labelled, PREFERENCES),
         )
 
     return build
@@ -134,7 +136,11 @@ def _label(chosen: str, rejected: str, prompt: str) -> dict[str, Any]:
         "rejected_text": f"text of {rejected}",
         "chosen_token_ids": [1],
         "rejected_token_ids": [2],
+        "outcome": "preferred",
         "swapped": False,
         "probability": None,
+        "votes_chosen": 1,
+        "votes_rejected": 0,
+        "num_answers": 1,
         "labeller": "by hand",
     }

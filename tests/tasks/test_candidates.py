@@ -221,6 +221,31 @@ def test_a_labelled_pair_is_never_offered_again(build: Build, past_round: MakePa
     }
 
 
+@pytest.mark.parametrize("outcome", ["tie", "abstained", "unanswered"])
+@pytest.mark.parametrize("labels", ["current", "stored"])
+def test_a_pair_without_a_preference_is_no_label_and_is_not_offered_again(
+    build: Build, past_round: MakePast, outcome: str, labels: LabelFeatures
+) -> None:
+    old = rows_of({"p": 3}, mark="old ", seed=1)
+    past = [past_round(old, [("old p-0", "old p-1")], outcome=outcome)]
+    pool = pool_of(build(rows_of({"p": 2}), old, past), labels=labels, offer_rounds=1)
+    assert pool.labels is None
+    assert int(pool.pair_mask.sum()) == 1 + 3 - 1, "one pair of the new pool, three of the old, without that one"
+
+
+def test_a_late_label_has_the_stored_features_of_the_round_that_asked(build: Build, past_round: MakePast) -> None:
+    old, newer = rows_of({"p": 3}, mark="old ", seed=1), rows_of({"p": 2}, mark="newer ", seed=2)
+    past = [
+        past_round(old, [("old p-0", "old p-1")]),
+        past_round(newer, [("newer p-0", "newer p-1"), ("old p-2", "old p-0")]),
+    ]
+    held = pool_of(build(rows_of({"q": 2}), old + newer, past), labels="stored").labels
+    rewards, late = implicit(newer), implicit(old)
+    assert held is not None
+    assert held.margins[1:] == pytest.approx([rewards[0] - rewards[1], late[2] - late[0]])
+    assert held.score_gaps is not None
+
+
 def test_a_response_recalled_for_its_label_alone_is_not_offered(build: Build, past_round: MakePast) -> None:
     old = rows_of({"p": 3}, mark="old ", seed=1)
     past = [past_round(old, [("old p-0", "old p-1")])]

@@ -311,8 +311,12 @@ def test_training_starts_from_the_adapter_of_the_features(
             "rejected_text": "bad",
             "chosen_token_ids": [5, 2],
             "rejected_token_ids": [6, 2],
+            "outcome": "preferred",
             "swapped": False,
             "probability": None,
+            "votes_chosen": 1,
+            "votes_rejected": 0,
+            "num_answers": 1,
             "labeller": "{}",
             "weight": None,
         }

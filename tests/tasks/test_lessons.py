@@ -31,8 +31,12 @@ def label(chosen: str, rejected: str, *, prompt: str = "p", **columns: Any) -> R
         "rejected_text": rejected,
         "chosen_token_ids": [ord(letter) for letter in chosen],
         "rejected_token_ids": [ord(letter) for letter in rejected],
+        "outcome": "preferred",
         "swapped": False,
         "probability": None,
+        "votes_chosen": 1,
+        "votes_rejected": 0,
+        "num_answers": 1,
         "labeller": "by hand",
         "weight": None,
     } | columns
@@ -154,6 +158,30 @@ def test_a_flip_rate_is_estimated_from_pairs_labelled_twice(make_lessons: MakeLe
         taught(make_lessons(rows[4:5]), syllabus(Robust(flip_rate="estimated")))
     with pytest.raises(InputError, match=r"flip_rate is 0\.5: expected a number in \[0, 0\.5\)"):
         taught(make_lessons(rows[5:]), syllabus(Robust(flip_rate="estimated")))
+
+
+def test_labels_of_several_answers_are_flipped_more_rarely_than_an_answer(make_lessons: MakeLessons) -> None:
+    rows = [label("a", "b", votes_chosen=3), label("c", "d", votes_chosen=2, votes_rejected=1)]
+    found = taught(make_lessons(rows), syllabus(Robust(flip_rate="estimated")))
+    answers = (1 - (2 * 4 / 6 - 1) ** 0.5) / 2
+    assert found.measures["answer_flip_rate"] == pytest.approx(answers)
+    odds = (1 - answers) / answers
+    assert found.measures["flip_rate"] == pytest.approx((1 / (1 + odds**3) + 1 / (1 + odds)) / 2)
+
+
+def test_only_preferences_teach_and_ties_too_where_odds_do(make_lessons: MakeLessons) -> None:
+    rows = [
+        label("a", "b", probability=0.9),
+        label("c", "d", outcome="tie"),
+        label("e", "f", outcome="abstained"),
+        label("g", "h", outcome="unanswered"),
+    ]
+    lessons = make_lessons(rows)
+    assert taught(lessons, syllabus()).rows["pair_id"].to_pylist() == ["a>b"]
+    odds = taught(lessons, syllabus(SoftDpo())).rows.to_pylist()
+    assert [(row["pair_id"], row["probability"]) for row in odds] == [("a>b", 0.9), ("c>d", 0.5)]
+    with pytest.raises(InputError, match="none of 0 labelled pairs is left"):
+        taught(make_lessons(rows[1:]), syllabus())
 
 
 @pytest.mark.parametrize(

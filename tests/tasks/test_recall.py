@@ -119,7 +119,7 @@ def test_pairs_offered_again_are_labelled_with_their_own_texts(
     assert measures["num_candidates"] == 12
     assert sorted(row["staleness"] for row in rows) == [0] * 6 + [1] * 3 + [2] * 3
     pairs = write_table(rows, PAIRS)
-    labels = read(label_pairs.fn(pairs, [own.pool, recalled], LabellingConfig(), now).path, PREFERENCES).to_pylist()
+    labels = read(label_pairs.fn(pairs, [own.pool, recalled], [], LabellingConfig(), now).path, PREFERENCES).to_pylist()
     assert len(labels) == 12
     for pair, row in zip(rows, labels, strict=True):
         assert {row["chosen"], row["rejected"]} == {pair["response_a"], pair["response_b"]}

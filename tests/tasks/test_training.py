@@ -45,8 +45,12 @@ def labelled(number: int, role: str | None) -> list[dict[str, Any]]:
             "rejected": f"{i}-b",
             "chosen_text": f"{GOOD[i % 4]} {GOOD[i // 4 % 4]}",
             "rejected_text": f"{BAD[i % 4]} dull {BAD[i // 4 % 4]}",
+            "outcome": "preferred",
             "swapped": False,
             "probability": None,
+            "votes_chosen": 1,
+            "votes_rejected": 0,
+            "num_answers": 1,
             "labeller": "by hand",
             "weight": None,
         }
