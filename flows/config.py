@@ -14,6 +14,7 @@ from cluster.models import AnyCheckpoint
 from tasks.evaluation import EvaluationConfig
 from tasks.features import DEFAULT_KIND, FEATURES, Features
 from tasks.generation import GenerationConfig
+from tasks.labellers.judge import Judge
 from tasks.labelling import LabellingConfig
 from tasks.logged import Logged, PoolConfig
 from tasks.promotion import PromotionConfig
@@ -103,6 +104,22 @@ class RoundConfig(BaseModel):
                 f"{whose} is below the {least} pairs that "
                 "selection.selector.min_pairs_per_prompt asks for: raise the budget or lower the minimum"
             )
+
+    @model_validator(mode="after")
+    def _labels_can_be_paid(self) -> "RoundConfig":
+        """A judge's price depends on the texts, so that what it costs shows when it is asked."""
+        labelling, labeller = self.labelling, self.labelling.labeller
+        if labelling.budget is None or isinstance(labeller, Judge):
+            return self
+        pairs = self.selection_in(0).budget
+        least = pairs * labelling.repeats * labeller.cost
+        if least > labelling.budget:
+            raise ValueError(
+                f"labelling.budget {labelling.budget:g} does not pay for the {least:g} that the labels of one round cost"
+                f" ({pairs} pairs, {labelling.repeats} answers each, {labeller.cost:g} an answer): "
+                "raise it, or lower selection.budget or labelling.repeats"
+            )
+        return self
 
     @model_validator(mode="after")
     def _adapter_is_served(self) -> "RoundConfig":

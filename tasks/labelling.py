@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveInt, model_validator
 
 from cluster.errors import InputError
 from cluster.rendering import plain_text
@@ -37,6 +37,15 @@ class LabellingConfig(BaseModel):
         Majority(), description="what several answers to a pair make of it"
     )
     budget: NonNegativeFloat | None = Field(None, description="most that the lineage's labels may cost in all")
+
+    @model_validator(mode="after")
+    def _repeats_can_differ(self) -> "LabellingConfig":
+        if self.repeats > 1 and self.labeller.repeats_itself:
+            raise ValueError(
+                f"repeats is {self.repeats}, and labeller {self.labeller.kind} would only repeat its answer and be "
+                "paid for it again: set repeats to 1, or a judge's temperature above 0"
+            )
+        return self
 
 
 @dataclass(frozen=True)

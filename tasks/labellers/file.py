@@ -50,6 +50,11 @@ class FileLabeller:
         fields = {"kind": self.kind, "format": self.format, "missing": self.missing, "cost": self.cost}
         return json.dumps({**fields, "digest": _digest(*self._stamp())}, sort_keys=True)
 
+    @property
+    def repeats_itself(self) -> bool:
+        """Several annotators' answers serve several repetitions."""
+        return False
+
     def price(self, question: Question) -> float:  # noqa: ARG002 - all are worth the same
         """What each answer costs."""
         return self.cost

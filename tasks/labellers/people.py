@@ -58,6 +58,11 @@ class PeopleLabeller:
         """When a round that asked them goes on."""
         return Terms(min_labels=self.min_labels, deadline_hours=self.deadline_hours)
 
+    @property
+    def repeats_itself(self) -> bool:
+        """Each repetition is for somebody else."""
+        return False
+
     def price(self, question: Question) -> float:  # noqa: ARG002
         """What each answer costs."""
         return self.cost

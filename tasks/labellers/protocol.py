@@ -98,6 +98,10 @@ class Labeller(Protocol):
     def identity(self) -> str:
         """Name everything that an answer depends on; answers are kept under it."""
 
+    @property
+    def repeats_itself(self) -> bool:
+        """Whether another repetition can only have the same answer, so that nobody should ask for one."""
+
     def price(self, question: Question) -> float:
         """The most that one answer can cost; it is reserved before the labeller is asked."""
 

@@ -84,6 +84,11 @@ class RewardModelLabeller:
             return classifier(self.path, self.max_length, setting="labelling.labeller.path")
         return classifier(_snapshot(str(self.name), self.revision), self.max_length, setting="labelling.labeller.name")
 
+    @property
+    def repeats_itself(self) -> bool:
+        """It tosses no coin."""
+        return True
+
     def price(self, question: Question) -> float:  # noqa: ARG002 - the protocol's signature
         """Every answer costs the same."""
         return self.cost

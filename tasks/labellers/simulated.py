@@ -74,6 +74,11 @@ class SimulatedLabeller:
         """The kind and all fields as JSON, the same for 1 and 1.0."""
         return json.dumps(_canonical(asdict(self)), sort_keys=True)
 
+    @property
+    def repeats_itself(self) -> bool:
+        """Each repetition has draws of its own."""
+        return False
+
     def price(self, question: Question) -> float:  # noqa: ARG002 - the protocol's signature
         """Every answer costs the same, ties and abstentions too."""
         return self.cost

@@ -82,6 +82,21 @@ def test_a_config_fills_in_what_it_leaves_out(write_config: Write) -> None:
             "temperature is -1.0: expected a finite number above 0",
         ),
         (
+            "round.labelling",
+            {"budget": 0},
+            "round: labelling.budget 0 does not pay for the 16 that the labels of one round cost (16 pairs, 1 answers",
+        ),
+        (
+            "round.labelling",
+            {"budget": 47, "repeats": 3},
+            "round: labelling.budget 47 does not pay for the 48 that the labels of one round cost (16 pairs, 3 answers",
+        ),
+        (
+            "round.labelling",
+            {"repeats": 2, "labeller": {"kind": "judge", "model": "m"}},
+            "round.labelling: repeats is 2, and labeller judge would only repeat its answer and be paid for it again",
+        ),
+        (
             "round.selection.budget",
             37,
             "round: budget 37 exceeds the 36 pairs of the pool: lower selection.budget or raise generation.num_",

@@ -104,6 +104,11 @@ class Judge:
         }
         return json.dumps(fields, sort_keys=True)
 
+    @property
+    def repeats_itself(self) -> bool:
+        """At temperature 0 it does."""
+        return self.temperature == 0
+
     def price(self, question: Question) -> float:
         """The most that both orders can cost with all their attempts: a token has at least one byte."""
         return 2 * (self.endpoint.max_retries + 1) * self._bound(question)
@@ -125,11 +130,9 @@ class Judge:
         """Answer some pairs at a time, as they are finished; their traces are written once they are kept.
 
         Raises:
-            InputError: a repetition is asked for that could only repeat the first answer.
             InputError: the endpoint refuses the key, the model or the settings.
             LabellerError: the endpoint gave no reply in all its attempts.
         """
-        self._refuse_repeats(asks)
         written: list[Future[None]] = []
         with (
             ThreadPoolExecutor(1, thread_name_prefix="traces") as scribe,
@@ -147,13 +150,6 @@ class Judge:
     def measures(self, labels: Sequence[Label]) -> Mapping[str, float]:
         """Position bias, replies without a verdict, tokens, cost, retries and seconds; see `judge_measures`."""
         return judge_measures(labels)
-
-    def _refuse_repeats(self, asks: Sequence[Ask]) -> None:
-        if self.temperature == 0 and any(ask.repetition for ask in asks):
-            raise InputError(
-                "a judge at temperature 0 only repeats its answer, and would be paid for it again: "
-                "set labelling.repeats to 1 or labeller.temperature above 0"
-            )
 
     def _request(self, hearing: Hearing, repetition: int) -> dict[str, Any]:
         """The body of a request, as OpenAI's reference and, for `structured_outputs`, vLLM's document it."""

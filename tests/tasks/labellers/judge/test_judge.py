@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from cluster.errors import InputError
 from tasks.labellers.judge import Judge, TokenPrices
 from tasks.labellers.judge.endpoint import Endpoint
 from tasks.labellers.ledger import Account, Ledger
@@ -207,13 +206,13 @@ def test_a_judge_works_inside_a_running_event_loop(fair: Any, pairs: list[Questi
     assert [answer.choice for answer in asyncio.run(inside())] == ["first", "second"]
 
 
-def test_repetitions_have_seeds_of_their_own_and_cold_ones_are_refused(
+def test_repetitions_have_seeds_of_their_own_and_cold_ones_say_nothing_new(
     fair: Any, pairs: list[Question], workplace: Workplace
 ) -> None:
     asks = [Ask(question=pairs[0], repetition=repetition) for repetition in range(3)]
-    with pytest.raises(InputError, match=r"labelling.repeats to 1 or labeller.temperature above 0"):
-        list(judge_of(fair)(asks, workplace))
-    assert fair.requests == []
+    assert judge_of(fair).repeats_itself
+    assert not judge_of(fair, temperature=1.0).repeats_itself
+    assert not judge_of(fair, temperature=None).repeats_itself
     assert len([answer for chunk in judge_of(fair, temperature=1.0, seed=5)(asks, workplace) for answer in chunk]) == 3
     assert sorted({request["seed"] for request in fair.requests}) == [5, 6, 7]
 
