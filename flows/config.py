@@ -115,8 +115,8 @@ class RoundConfig(BaseModel):
         least = pairs * labelling.repeats * labeller.cost
         if least > labelling.budget:
             raise ValueError(
-                f"labelling.budget {labelling.budget:g} does not pay for the {least:g} that the labels of one round cost"
-                f" ({pairs} pairs, {labelling.repeats} answers each, {labeller.cost:g} an answer): "
+                f"labelling.budget {labelling.budget:g} does not pay for the {least:g} that the labels of one round "
+                f"cost ({pairs} pairs, {labelling.repeats} answers each, {labeller.cost:g} an answer): "
                 "raise it, or lower selection.budget or labelling.repeats"
             )
         return self
