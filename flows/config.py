@@ -15,6 +15,7 @@ from tasks.evaluation import EvaluationConfig
 from tasks.features import DEFAULT_KIND, FEATURES, Features
 from tasks.generation import GenerationConfig
 from tasks.labellers.judge import Judge
+from tasks.labellers.people import PeopleLabeller
 from tasks.labelling import LabellingConfig
 from tasks.logged import Logged, PoolConfig
 from tasks.promotion import PromotionConfig
@@ -56,6 +57,17 @@ class RoundConfig(BaseModel):
             raise ValueError(
                 f"training reads rewards of responses (objective {self.training.objective.kind}, weights.utility or "
                 "min_reward_gap), which are the scores of features.proxy: set it"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _probabilities_are_served(self) -> "RoundConfig":
+        labelling, training = self.labelling, self.training
+        wanted = "probabilities" in training.objective.needs or training.weights.confidence
+        if wanted and labelling.repeats == 1 and isinstance(labelling.labeller, Judge | PeopleLabeller):
+            raise ValueError(
+                f"training.objective {training.objective.kind} or weights.confidence needs probabilities of labels, and "
+                f"one answer of labeller {labelling.labeller.kind} has none: raise labelling.repeats, whose votes have"
             )
         return self
 

@@ -76,9 +76,10 @@ class History:
         """What this round trains on: its own labels, or those of all rounds so far.
 
         `features` are the round's own, whose reference is today's; earlier ones have it where it is always the base.
+        They are there for late labels, too, whose pairs are of earlier rounds.
         """
         past = [] if config.data == "round" else self.rounds
-        scores = [table for one in past for table in (one.features, one.recalled_features)]
+        scores = [table for one in self.rounds for table in (one.features, one.recalled_features)]
         return Lessons(
             base=self.base,
             start=self._named(config.start),

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -78,7 +78,10 @@ def label_pairs(
     def work(folder: Path) -> Mapping[str, Any]:
         verdicts = config.aggregation(batch.questions, labels)
         identity = config.labeller.identity
-        rows = [_row(*each) | {"labeller": identity} for each in zip(batch.rows, verdicts, labels, strict=True)]
+        rows = [
+            _row(asked, verdict if config.repeats == 1 else _with_odds(verdict), answers) | {"labeller": identity}
+            for asked, verdict, answers in zip(batch.rows, verdicts, labels, strict=True)
+        ]
         write_part(part_path(folder, 0), rows, PREFERENCES)
         return _measures(rows, labels, config)
 
@@ -134,7 +137,7 @@ def _answers(
                 f"labeller {labeller.kind} left {wanted - found} of {wanted} asks without an answer: see why, and run "
                 "the round again; the answers given are kept"
             )
-        require_answers(ledger, labeller.identity, labeller.terms, lineage=here.lineage, round_number=here.round)
+        require_answers(ledger, labeller.terms, lineage=here.lineage, round_number=here.round)
         return ledger.buy(questions, labeller, account, workplace, repeats=config.repeats)  # some came meanwhile
     return labels
 
@@ -151,8 +154,10 @@ def _is_closed(key: StageKey, here: RoundContext) -> bool:
 
 def _late(past: Sequence[Table], ledger: Ledger, config: LabellingConfig, here: RoundContext) -> list[Row]:
     """Rows of earlier rounds that had no answer then and have one now."""
+    if not isinstance(config.labeller, PeopleLabeller):
+        return []
     waiting = {_question_of(row).key: row for row in _unanswered(past)}
-    if waiting and isinstance(config.labeller, PeopleLabeller):
+    if waiting:
         config.labeller.collect(ledger, here.tracker, here.lineage)
     keys = late_keys(ledger, waiting, store=here.store, lineage=here.lineage, round_number=here.round)
     return [waiting[key] for key in keys]
@@ -214,6 +219,13 @@ def _row(asked: Row, verdict: Verdict, labels: Sequence[Label]) -> Row:
     }
 
 
+def _with_odds(verdict: Verdict) -> Verdict:
+    """A pair of which one answer alone came has the share of its votes, as the others of its round have."""
+    if verdict.outcome != "preferred" or verdict.probability is not None:
+        return verdict
+    return replace(verdict, probability=verdict.votes_first / (verdict.votes_first + verdict.votes_second))
+
+
 def _turned(asked: Row) -> Row:
     sides = {"chosen": "rejected", "rejected": "chosen"}
     return asked | {
@@ -232,7 +244,6 @@ def _measures(rows: Sequence[Row], labels: Sequence[Sequence[Label]], config: La
         **config.labeller.measures(given),
         **counts,
         "num_answers": len(given),
-        "num_bought": sum(label.bought for label in given),
         "cost": sum(label.cost for label in given),
         **({} if alpha is None else {"agreement": alpha}),
     }

@@ -113,13 +113,16 @@ def taught(lessons: Lessons, syllabus: Syllabus) -> Taught:
     Raises:
         InputError: a weight that is asked for is missing, negative or not finite, or all are 0.
         InputError: probabilities or rewards that are asked for are missing; a flip rate can't be estimated or is 0.5.
-        InputError: no pair is left.
+        InputError: `min_reward_gap` leaves no pair.
     """
-    tables = [_taught_by(read(table.path, PREFERENCES).to_pylist(), syllabus) for table in lessons.preferences]
-    labelled = [row for table in (_newest(tables) if syllabus.newest else tables) for row in table]
+    tables = [read(table.path, PREFERENCES).to_pylist() for table in lessons.preferences]
+    asked = [row for table in tables for row in table]
+    labelled = _taught_by(_newest(tables) if syllabus.newest else asked, syllabus)
+    if not labelled:
+        return Taught(LESSONS.empty_table(), syllabus.objective, {"num_labels": 0, "num_pairs": 0})
     rows = _with_scores(labelled, lessons)
     _require_parts(rows, syllabus)
-    objective, rate = _resolved(syllabus.objective, rows)
+    objective, rate = _resolved(syllabus.objective, rows, asked)
     kept = _far_apart(rows, syllabus.min_reward_gap)
     if objective.best_alone:
         kept = _best(kept)
@@ -138,10 +141,17 @@ def _taught_by(rows: Sequence[Row], syllabus: Syllabus) -> list[Row]:
     return [row | ({"probability": 0.5} if row["outcome"] == TIE else {}) for row in rows if row["outcome"] in usable]
 
 
-def _newest(tables: Sequence[Sequence[Row]]) -> list[list[Row]]:
-    """The tables, oldest first, without the rows of prompts that a later table has too."""
-    last = {row["prompt_id"]: number for number, table in enumerate(tables) for row in table}
-    return [[row for row in table if last[row["prompt_id"]] == number] for number, table in enumerate(tables)]
+def _newest(tables: Sequence[Sequence[Row]]) -> list[Row]:
+    """The rows of every prompt that the last round asked for which asked about it; late answers are of their round."""
+    asked: dict[str, int] = {}
+    for number, table in enumerate(tables):
+        for row in table:
+            asked.setdefault(row["pair_id"], number)
+    rows = [row for table in tables for row in table]
+    last: dict[str, int] = {}
+    for row in rows:
+        last[row["prompt_id"]] = max(last.get(row["prompt_id"], 0), asked[row["pair_id"]])
+    return [row for row in rows if asked[row["pair_id"]] == last[row["prompt_id"]]]
 
 
 def _with_scores(rows: Sequence[Row], lessons: Lessons) -> list[Row]:
@@ -201,15 +211,18 @@ def _require_parts(rows: Sequence[Row], syllabus: Syllabus) -> None:
             )
 
 
-def _resolved(objective: AnyObjective, rows: Sequence[Row]) -> tuple[AnyObjective, dict[str, float]]:
+def _resolved(
+    objective: AnyObjective, rows: Sequence[Row], asked: Sequence[Row]
+) -> tuple[AnyObjective, dict[str, float]]:
     """The objective with a number for its flip rate, and that number as a measure where answers had to tell it.
 
-    Answers to the same pair tell how often one answer is flipped; that of the answers together is flipped more rarely.
+    All answers to the same pair tell how often one is flipped, whatever came of them; the labels that several answers
+    made are flipped more rarely.
     """
     if not isinstance(objective, FlippedLabels) or objective.flip_rate != "estimated":
         return objective, {}
     votes: dict[tuple[str, str], list[int]] = {}
-    for row in rows:
+    for row in asked:
         sides = [(row["chosen"], row["votes_chosen"]), (row["rejected"], row["votes_rejected"])]
         (first, of_first), (second, of_second) = sorted(sides)
         counted = votes.setdefault((first, second), [0, 0])

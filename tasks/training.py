@@ -1,5 +1,6 @@
 """Training: an adapter learns from the labels, in Ray Train."""
 
+import shutil
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -25,6 +26,7 @@ from tasks.lessons import Data, Lessons, Syllabus, Taught, WeightsConfig, taught
 from tasks.objectives import AnyObjective
 from tasks.objectives.contrastive import Dpo
 from tasks.objectives.exploration import AnyExploration
+from tasks.progress import run_logger
 from tasks.schedulers import All, AnyScheduler, identity_of
 from tasks.stages import ADAPTER, Publish, RoundContext, run_stage, stage_task
 from tasks.tables import LESSONS, Table, part_path, write_arrow
@@ -148,6 +150,8 @@ def train_policy(lessons: Lessons, config: TrainingConfig, here: RoundContext) -
         _require_adapters(lessons)
         learnt = taught(lessons, config.syllabus)
         write_arrow(part_path(folder, 0), learnt.rows, LESSONS)
+        if not learnt.rows.num_rows:
+            return _unchanged(lessons, config, folder, here) | learnt.measures
         measures = _run(_plan(lessons, config, folder, learnt, here), here)
         return {**learnt.measures, **measures, "model_seconds": time.perf_counter() - started}
 
@@ -157,6 +161,14 @@ def train_policy(lessons: Lessons, config: TrainingConfig, here: RoundContext) -
     table = run_stage(key, work, here, publish=Publish("training", parquet=True))
     here.tracker.log_folder(here.run, here.store.stage(key).path / ADAPTER, artifact_path=ADAPTER)
     return table
+
+
+def _unchanged(lessons: Lessons, config: TrainingConfig, folder: Path, here: RoundContext) -> dict[str, Any]:
+    """Hand on the policy that training would start from: a round in which nothing was preferred teaches nothing."""
+    run_logger().warning("%s: no response was preferred to another, so the policy stays as it was", here.label)
+    start = lessons.start.adapter or fresh_adapter(lessons.base, config.lora, here.seed, here.settings.cache)
+    shutil.copytree(start, folder / ADAPTER, dirs_exist_ok=True)
+    return {"steps": 0.0, "num_pairs_trained": 0.0}
 
 
 def trained_policy(base: Policy, trained: Table) -> Policy:

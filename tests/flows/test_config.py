@@ -225,6 +225,18 @@ def test_a_config_of_another_type_is_refused_in_one_line(write_config: Write) ->
         load_config(write_config(VALUES | {"environments": {}}))
 
 
+@pytest.mark.parametrize("training", [{"objective": {"kind": "soft_dpo"}}, {"weights": {"confidence": True}}])
+def test_an_objective_of_probabilities_needs_answers_that_have_them(
+    write_config: Write, training: dict[str, Any]
+) -> None:
+    people = changed("round.labelling", {"labeller": {"kind": "people"}})
+    people["round"]["training"] = training
+    with pytest.raises(InputError, match=r"one answer of labeller people has none: raise labelling\.repeats"):
+        load_config(write_config(people))
+    people["round"]["labelling"]["repeats"] = 2
+    assert load_config(write_config(people)).round.labelling.repeats == 2
+
+
 def test_all_faults_of_a_config_are_listed_at_once(write_config: Write) -> None:
     values = changed("round.generation.num_responses", 1) | {"colour": 1}
     del values["round"]["prompts"]["num_prompts"]

@@ -213,6 +213,29 @@ def test_several_answers_make_one_label_with_its_votes(
     assert Ledger(url=here.settings.ledger).spend("demo").cost == 1.5 * len(ALL)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Shy(SimulatedLabeller):
+    """Says no probability, and skips every second repetition."""
+
+    def answers(self, asks: Sequence[Ask]) -> Answered:
+        return [
+            (ask, replace(answer, probability=None, choice="abstain" if ask.repetition % 2 else answer.choice))
+            for ask, answer in super().answers(asks)
+        ]
+
+
+def test_a_pair_with_one_vote_left_has_the_odds_of_its_votes_as_others_of_its_round(
+    responses: Table, write_pairs: Callable[..., Table], here: RoundContext
+) -> None:
+    shy = Shy(reward=Length(per="character"), cost=0.5)
+    for repeats, expected in ((2, 1.0), (1, None)):
+        config = LabellingConfig.model_construct(**{**CONFIG.model_dump(), "labeller": shy, "repeats": repeats})
+        config = config.model_copy(update={"aggregation": CONFIG.aggregation})
+        rows = label(write_pairs(ALL), responses, here, config)
+        assert {row["probability"] for row in rows} == {expected}
+        assert {(row["votes_chosen"], row["num_answers"]) for row in rows} == {(1, repeats)}
+
+
 def test_more_repeats_buy_only_the_answers_that_are_missing(
     responses: Table, write_pairs: Callable[..., Table], here: RoundContext, join_round: Callable[..., RoundContext]
 ) -> None:

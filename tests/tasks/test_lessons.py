@@ -180,8 +180,26 @@ def test_only_preferences_teach_and_ties_too_where_odds_do(make_lessons: MakeLes
     assert taught(lessons, syllabus()).rows["pair_id"].to_pylist() == ["a>b"]
     odds = taught(lessons, syllabus(SoftDpo())).rows.to_pylist()
     assert [(row["pair_id"], row["probability"]) for row in odds] == [("a>b", 0.9), ("c>d", 0.5)]
-    with pytest.raises(InputError, match="none of 0 labelled pairs is left"):
-        taught(make_lessons(rows[1:]), syllabus())
+    nothing = taught(make_lessons(rows[1:]), syllabus(Robust(flip_rate="estimated")))
+    assert (nothing.rows.num_rows, nothing.measures) == (0, {"num_labels": 0, "num_pairs": 0})
+
+
+def test_answers_that_disagree_tell_of_flips_though_their_pair_is_a_tie(make_lessons: MakeLessons) -> None:
+    agreed = [label(letter, "z", votes_chosen=2) for letter in "abcdefghij"]
+    torn = [label(letter, "y", outcome="tie", votes_chosen=1, votes_rejected=1) for letter in "abcd"]
+    robust = syllabus(Robust(flip_rate="estimated"))
+    assert taught(make_lessons(agreed), robust).measures["flip_rate"] == 0.0
+    measures = taught(make_lessons(agreed + torn), robust).measures
+    answers = (1 - (2 * 10 / 14 - 1) ** 0.5) / 2
+    assert measures["answer_flip_rate"] == pytest.approx(answers)
+    assert measures["flip_rate"] == pytest.approx(1 / (1 + ((1 - answers) / answers) ** 2))
+
+
+def test_a_late_label_is_of_the_round_that_asked(make_lessons: MakeLessons) -> None:
+    first = [label("a", "b"), label("c", "d", outcome="unanswered"), label("e", "f", prompt="q", outcome="unanswered")]
+    second = [label("g", "h", prompt="q"), label("c", "d"), label("e", "f", prompt="q")]
+    newest = taught(make_lessons(first, second), syllabus(newest=True))
+    assert newest.rows["pair_id"].to_pylist() == ["a>b", "g>h", "c>d"]
 
 
 @pytest.mark.parametrize(

@@ -374,6 +374,28 @@ def test_a_training_that_diverges_leaves_its_stage_unfinished(
     assert not [*folder.glob("*/manifest.json"), *folder.glob(f"*/{ADAPTER}")]
 
 
+@pytest.mark.parametrize("start", ["none", "one"])
+def test_a_round_in_which_nothing_was_preferred_hands_on_the_policy(
+    tiny_model: Path,
+    rows_of: Rows,
+    write_table: Callable[..., Table],
+    here: RoundContext,
+    adapters: dict[str, Path | None],
+    start: str,
+) -> None:
+    rows = [row | {"outcome": "tie"} for row in rows_of(4)]
+    lessons = lessons_of(tiny_model, write_table(rows, PREFERENCES), adapters[start])
+    table = train_policy.fn(lessons, TrainingConfig(lora=LoraShape(**LORA)), here)
+    measures = manifest_of(table).measures
+    assert (measures["num_pairs"], measures["steps"], table.rows) == (0, 0, 0)
+    handed_on = load_file(table.path / ADAPTER / "adapter_model.safetensors")
+    given = adapters[start]
+    if given is None:
+        assert not any(weights.any() for name, weights in handed_on.items() if "lora_B" in name)
+    else:
+        assert_same_weights(table.path / ADAPTER, given, 0.0)
+
+
 @pytest.mark.parametrize("role", ["start", "reference"])
 def test_a_policy_whose_adapter_is_gone_is_refused(
     tiny_model: Path,
