@@ -1,15 +1,20 @@
 """Preflight: what is looked at before anything expensive starts."""
 
+import re
 import subprocess
 import tempfile
 import time
 import urllib.error
 import urllib.request
+from ipaddress import ip_address
 from pathlib import Path
 from ssl import SSLError
 from urllib.parse import urlsplit
 
 from cluster.errors import InputError
+
+CREDENTIALS = re.compile(r"(?<=://)[^\s/?#]*@")
+"""In an address, as far as the last @ before its path."""
 
 
 def reachable(tracking_uri: str, *, attempts: int = 3, timeout: float = 5.0) -> None:
@@ -48,8 +53,7 @@ def await_answer(server: str, url: str, *, attempts: int = 3, timeout: float = 5
     Raises:
         InputError: it doesn't; the message names the server and its address without a password.
     """
-    parts = urlsplit(url)
-    address = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path.rstrip('/')}"
+    address = without_password(url)
     problem = ""
     for attempt in range(attempts):
         time.sleep(0.5 * attempt)
@@ -60,6 +64,25 @@ def await_answer(server: str, url: str, *, attempts: int = 3, timeout: float = 5
         f"{server} doesn't answer at {address} ({problem}; {attempts} attempts of {timeout:g} s): "
         "start the server or correct its address"
     )
+
+
+def without_password(url: str) -> str:
+    """The address of a server without user, password and query, and without a slash at its end."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path.rstrip('/')}"
+
+
+def mask_passwords(text: str) -> str:
+    """A message in which every address has *** for user and password."""
+    return CREDENTIALS.sub("***@", text)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host is this machine itself, whom nobody else reaches under it."""
+    try:
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def _ask(url: str, timeout: float) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
+from cluster.traces import Listing, Step, info, span
 from cluster.tracking import KIND_TAG
 
 if TYPE_CHECKING:
@@ -112,45 +113,22 @@ def _verbatim_line(line: str) -> str:
 
 def trace_info(trace: str, item: Item, experiment: str, *, run: str, preview: Preview) -> "TraceInfo":
     """An item as MLflow lists it, under the run that it came from."""
-    from mlflow.entities import TraceInfo, TraceLocation, TraceState
-
-    return TraceInfo(
-        trace_id=trace,
-        trace_location=TraceLocation.from_experiment_id(experiment),
-        request_time=int(time.time() * 1000),
-        state=TraceState.OK,
-        request_preview=preview.request,
-        response_preview=preview.response,
-        execution_duration=0,
-        trace_metadata={"mlflow.sourceRun": run, "mlflow.trace_schema.version": "3"},
+    now = time.time_ns()
+    listing = Listing(
+        request=preview.request,
+        response=preview.response,
+        started_ns=now,
+        ended_ns=now,
         tags={key: value[:TAG_LIMIT] for key, value in {KIND_TAG: KIND, **item.tags}.items()},
     )
+    return info(trace, listing, experiment=experiment, run=run)
 
 
-def span(trace: str, item: Item) -> "Span":
+def span_of(trace: str, item: Item) -> "Span":
     """What MLflow's page of the whole trace shows; the item's content lies beside it."""
-    from mlflow.entities import Span
-
     now = time.time_ns()
-    attributes = {
-        "mlflow.traceRequestId": trace,
-        "mlflow.spanType": "UNKNOWN",
-        "mlflow.spanInputs": item.shown.request,
-        "mlflow.spanOutputs": item.shown.response,
-        CONTENT: item.content,
-    }
-    return Span.from_dict(
-        {
-            "trace_id": trace,
-            "span_id": trace[-16:],
-            "parent_span_id": None,
-            "name": item.name,
-            "start_time_unix_nano": now,
-            "end_time_unix_nano": now,
-            "status": {"code": "STATUS_CODE_OK"},
-            "attributes": {key: json.dumps(value) for key, value in attributes.items()},
-        }
-    )
+    shown = Step(name=item.name, inputs=item.shown.request, outputs=item.shown.response, started_ns=now, ended_ns=now)
+    return span(trace, shown, kept={CONTENT: item.content})
 
 
 def reviewed(info: "TraceInfo") -> Reviewed:

@@ -8,9 +8,10 @@ from contextlib import contextmanager
 from dataclasses import astuple, dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
-from urllib.parse import urlencode, urlsplit
+from urllib.parse import urlencode
 
 from cluster.errors import InputError
+from cluster.preflight import without_password
 from cluster.review_items import (
     BRIEF,
     CONTENT,
@@ -22,7 +23,7 @@ from cluster.review_items import (
     Reviewed,
     Scheme,
     reviewed,
-    span,
+    span_of,
     taken_tag,
     trace_info,
 )
@@ -72,7 +73,7 @@ class Reviews:
         new = [trace for trace in named if trace not in there]
         for batch in (new[start : start + BATCH] for start in range(0, len(new), BATCH)):
             _start(client, {trace: named[trace] for trace in batch}, experiment, run=run)
-            client.log_spans(experiment, [span(trace, named[trace]) for trace in batch])
+            client.log_spans(experiment, [span_of(trace, named[trace]) for trace in batch])
             client.store.add_items_to_review_queue(identifier, item_ids=batch)
         return identifier
 
@@ -108,14 +109,12 @@ class Reviews:
         status = "pending" if by is None else "complete"
         self._client.store.set_review_queue_item_status(queue, item_id=trace, status=status, completed_by=by)
 
-    def address(self, queue: str, *, trace: str | None = None) -> str:
-        """Where a browser shows an item of the queue, or begins with the first that is to be judged."""
-        experiment = self._client.store.get_review_queue(queue).experiment_id
-        parts, base = urlsplit(self.tracker.tracking_uri), EMBEDDED_ADDRESS
-        if parts.scheme in {"http", "https"}:
-            base = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path.rstrip('/')}"
-        place = {"startReview": "true"} if trace is None else {"selectedItemId": trace}
-        return f"{base}/#/experiments/{experiment}/review-queue?{urlencode({'selectedQueueId': queue, **place})}"
+    def address(self, queue: str) -> str:
+        """Where a browser begins with the first item of the queue that is to be judged."""
+        experiment, uri = self._client.store.get_review_queue(queue).experiment_id, self.tracker.tracking_uri
+        base = without_password(uri) if uri.startswith(("http://", "https://")) else EMBEDDED_ADDRESS
+        place = urlencode({"selectedQueueId": queue, "startReview": "true"})
+        return f"{base}/#/experiments/{experiment}/review-queue?{place}"
 
     @property
     def _client(self) -> "TracingClient":

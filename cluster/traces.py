@@ -5,8 +5,10 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
+from cluster.errors import InputError
+from cluster.preflight import mask_passwords, reachable
 from cluster.tracking import Tracker
 
 if TYPE_CHECKING:
@@ -21,11 +23,12 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """One request to a model; times are nanoseconds since 1970."""
+    """What went in and what came out, such as one request to a model; times are nanoseconds since 1970."""
 
     name: str
-    inputs: Mapping[str, Any]
-    outputs: Mapping[str, Any]
+    inputs: object
+    """JSON-able, as are the outputs."""
+    outputs: object
     started_ns: int
     ended_ns: int
     tokens_in: int | None = None
@@ -34,12 +37,11 @@ class Step:
 
 @dataclass(frozen=True, kw_only=True)
 class Feedback:
-    """What was concluded, and who concluded it."""
+    """What was concluded, and the model that concluded it."""
 
     name: str
     value: str
-    source: Literal["LLM_JUDGE", "HUMAN", "CODE"]
-    source_id: str
+    model: str
     rationale: str = ""
 
 
@@ -58,48 +60,128 @@ class Trace:
     @property
     def trace_id(self) -> str:
         """MLflow's name of the trace, made from its identity."""
-        return f"tr-{self.digest[:32]}"
+        return f"tr-{sha256(self.identity.encode()).hexdigest()[:32]}"
 
     @property
-    def digest(self) -> str:
-        """SHA-256 of the identity."""
-        return sha256(self.identity.encode()).hexdigest()
+    def whole(self) -> Step:
+        """From the first request to the last reply."""
+        started, ended = min(step.started_ns for step in self.steps), max(step.ended_ns for step in self.steps)
+        return Step(name=self.name, inputs=self.inputs, outputs=self.outputs, started_ns=started, ended_ns=ended)
 
 
-def log_traces(tracker: Tracker, run: str, traces: Sequence[Trace]) -> None:
-    """Write traces to the run's experiment; where that fails, a warning says so and work goes on without them."""
+@dataclass(frozen=True, kw_only=True)
+class Listing:
+    """What MLflow's list of traces shows of one."""
+
+    request: str
+    response: str
+    started_ns: int
+    ended_ns: int
+    tags: Mapping[str, str]
+
+
+def log_traces(tracker: Tracker, run: str, traces: Sequence[Trace]) -> bool:
+    """Write traces to the run's experiment, and return whether it took them; where it doesn't, a warning says why.
+
+    A server that doesn't answer within seconds is not asked further; MLflow's own client tries for minutes.
+    """
     from mlflow.exceptions import MlflowException
     from mlflow.tracing.client import TracingClient
 
     try:
+        reachable(tracker.tracking_uri, attempts=1)
         experiment = str(tracker.client.get_run(run).info.experiment_id)
         store = TracingClient(tracker.tracking_uri)
-        store.log_spans(experiment, [span for trace in traces for span in _spans(trace)])
+        store.log_spans(experiment, [each for trace in traces for each in _spans(trace)])
         for trace in traces:
             store.start_trace(_info(trace, experiment, run))
-    except (MlflowException, NotImplementedError, OSError) as error:
-        logger.warning("MLflow did not take %d traces of run %s; work goes on: %s", len(traces), run, error)
+    except (InputError, MlflowException, NotImplementedError, OSError) as error:
+        said = mask_passwords(str(error))
+        logger.warning(
+            "MLflow did not take %d traces of run %s; work goes on without traces: %s", len(traces), run, said
+        )
+        return False
+    return True
+
+
+def info(
+    trace: str, listing: Listing, *, experiment: str, run: str, assessments: Sequence["Assessment"] = ()
+) -> "TraceInfo":
+    """A trace with this id as MLflow lists it, under the run that it came from; its spans lie in the store."""
+    from mlflow.entities import TraceInfo, TraceState
+    from mlflow.entities.trace_location import TraceLocation
+    from mlflow.tracing.constant import TRACE_SCHEMA_VERSION_KEY, TraceMetadataKey, TraceTagKey
+
+    return TraceInfo(
+        trace_id=trace,
+        trace_location=TraceLocation.from_experiment_id(experiment),
+        request_time=listing.started_ns // 1_000_000,
+        execution_duration=(listing.ended_ns - listing.started_ns) // 1_000_000,
+        state=TraceState.OK,
+        request_preview=listing.request,
+        response_preview=listing.response,
+        trace_metadata={TraceMetadataKey.SOURCE_RUN: run, TRACE_SCHEMA_VERSION_KEY: "3"},
+        tags={TraceTagKey.SPANS_LOCATION: "TRACKING_STORE", **listing.tags},
+        assessments=list(assessments),
+    )
+
+
+def span(trace: str, step: Step, *, position: int = 0, kind: str = "UNKNOWN", kept: Mapping[str, Any] = {}) -> "Span":
+    """A step in the trace with this id: the root at position 0, the others below it.
+
+    `kind` is MLflow's type of a span. What it `kept` beside the step comes back exactly; in the step itself, halves of
+    characters, which no server takes, show as question marks.
+    """
+    from mlflow.entities import Span
+    from mlflow.tracing.constant import SpanAttributeKey
+
+    shown: dict[str, object] = {
+        SpanAttributeKey.REQUEST_ID: trace,
+        SpanAttributeKey.SPAN_TYPE: kind,
+        SpanAttributeKey.INPUTS: step.inputs,
+        SpanAttributeKey.OUTPUTS: step.outputs,
+        **_usage(step),
+    }
+    exact = {key: json.dumps(value) for key, value in kept.items()}
+    return Span.from_dict(
+        {
+            "trace_id": trace,
+            "span_id": _span_id(trace, position),
+            "parent_span_id": _span_id(trace, 0) if position else None,
+            "name": step.name,
+            "start_time_unix_nano": step.started_ns,
+            "end_time_unix_nano": step.ended_ns,
+            "status": {"code": "STATUS_CODE_OK"},
+            "attributes": {key: _text(value) for key, value in shown.items()} | exact,
+        }
+    )
+
+
+def _span_id(trace: str, position: int) -> str:
+    return f"{(int(trace[-16:], 16) + position) % 2**64:016x}"
+
+
+def _usage(step: Step) -> dict[str, object]:
+    from mlflow.tracing.constant import SpanAttributeKey, TokenUsageKey
+
+    if step.tokens_in is None or step.tokens_out is None:
+        return {}
+    counts = {TokenUsageKey.INPUT_TOKENS: step.tokens_in, TokenUsageKey.OUTPUT_TOKENS: step.tokens_out}
+    return {SpanAttributeKey.CHAT_USAGE: {**counts, TokenUsageKey.TOTAL_TOKENS: step.tokens_in + step.tokens_out}}
 
 
 def _info(trace: Trace, experiment: str, run: str) -> "TraceInfo":
-    from mlflow.entities import TraceInfo, TraceState
-    from mlflow.entities.trace_location import TraceLocation
-    from mlflow.tracing.constant import TraceMetadataKey, TraceTagKey
+    from mlflow.tracing.constant import TraceTagKey
 
-    started, ended = _bounds(trace)
-    spans_location = {TraceTagKey.SPANS_LOCATION: "TRACKING_STORE"}
-    return TraceInfo(
-        trace_id=trace.trace_id,
-        trace_location=TraceLocation.from_experiment_id(experiment),
-        request_time=started // 1_000_000,
-        execution_duration=(ended - started) // 1_000_000,
-        state=TraceState.OK,
-        request_preview=_text(trace.inputs)[:PREVIEW],
-        response_preview=_text(trace.outputs)[:PREVIEW],
-        trace_metadata={TraceMetadataKey.SOURCE_RUN: run},
-        tags={TraceTagKey.TRACE_NAME: trace.name, **spans_location, **trace.tags},
-        assessments=[_assessment(trace)],
+    whole = trace.whole
+    listing = Listing(
+        request=_text(trace.inputs)[:PREVIEW],
+        response=_text(trace.outputs)[:PREVIEW],
+        started_ns=whole.started_ns,
+        ended_ns=whole.ended_ns,
+        tags={TraceTagKey.TRACE_NAME: trace.name, **trace.tags},
     )
+    return info(trace.trace_id, listing, experiment=experiment, run=run, assessments=[_assessment(trace)])
 
 
 def _assessment(trace: Trace) -> "Assessment":
@@ -110,7 +192,7 @@ def _assessment(trace: Trace) -> "Assessment":
     return Assessed(
         name=said.name,
         value=said.value,
-        source=AssessmentSource(source_type=said.source, source_id=said.source_id),
+        source=AssessmentSource(source_type="LLM_JUDGE", source_id=said.model),
         rationale=said.rationale,
         trace_id=trace.trace_id,
     )
@@ -118,56 +200,11 @@ def _assessment(trace: Trace) -> "Assessment":
 
 def _spans(trace: Trace) -> list["Span"]:
     """The task as the root, and its requests below it."""
-    from mlflow.tracing.constant import SpanAttributeKey, TokenUsageKey
-
-    started, ended = _bounds(trace)
-    whole = Step(name=trace.name, inputs=trace.inputs, outputs=trace.outputs, started_ns=started, ended_ns=ended)
-    spans = [_span(trace, whole, position=0, attributes={SpanAttributeKey.SPAN_TYPE: "EVALUATOR"})]
-    for position, step in enumerate(trace.steps, start=1):
-        attributes: dict[str, Any] = {SpanAttributeKey.SPAN_TYPE: "CHAT_MODEL"}
-        if step.tokens_in is not None and step.tokens_out is not None:
-            attributes[SpanAttributeKey.CHAT_USAGE] = {
-                TokenUsageKey.INPUT_TOKENS: step.tokens_in,
-                TokenUsageKey.OUTPUT_TOKENS: step.tokens_out,
-                TokenUsageKey.TOTAL_TOKENS: step.tokens_in + step.tokens_out,
-            }
-        spans.append(_span(trace, step, position=position, attributes=attributes))
-    return spans
-
-
-def _span(trace: Trace, step: Step, *, position: int, attributes: Mapping[str, Any]) -> "Span":
-    from mlflow.entities import Span
-    from mlflow.tracing.constant import SpanAttributeKey
-    from opentelemetry.sdk.trace import ReadableSpan
-    from opentelemetry.trace import Status, StatusCode
-
-    fields = {
-        SpanAttributeKey.REQUEST_ID: trace.trace_id,
-        SpanAttributeKey.INPUTS: step.inputs,
-        SpanAttributeKey.OUTPUTS: step.outputs,
-        **attributes,
-    }
-    return Span(
-        ReadableSpan(
-            name=step.name,
-            context=_context(trace, position),
-            parent=_context(trace, 0) if position else None,
-            attributes={key: _text(value) for key, value in fields.items()},
-            status=Status(StatusCode.OK),
-            start_time=step.started_ns,
-            end_time=step.ended_ns,
-        )
-    )
-
-
-def _context(trace: Trace, position: int) -> Any:
-    from opentelemetry.trace import SpanContext
-
-    return SpanContext(int(trace.digest[:32], 16), int(trace.digest[32:48], 16) + position, is_remote=False)
-
-
-def _bounds(trace: Trace) -> tuple[int, int]:
-    return min(step.started_ns for step in trace.steps), max(step.ended_ns for step in trace.steps)
+    requests = [
+        span(trace.trace_id, step, position=position, kind="CHAT_MODEL")
+        for position, step in enumerate(trace.steps, start=1)
+    ]
+    return [span(trace.trace_id, trace.whole, kind="EVALUATOR"), *requests]
 
 
 def _text(value: object) -> str:

@@ -66,8 +66,8 @@ class RoundConfig(BaseModel):
         wanted = "probabilities" in training.objective.needs or training.weights.confidence
         if wanted and labelling.repeats == 1 and isinstance(labelling.labeller, Judge | PeopleLabeller):
             raise ValueError(
-                f"training.objective {training.objective.kind} or weights.confidence needs probabilities of labels, and "
-                f"one answer of labeller {labelling.labeller.kind} has none: raise labelling.repeats, whose votes have"
+                f"training.objective {training.objective.kind} or weights.confidence needs probabilities of labels, "
+                f"and one answer of labeller {labelling.labeller.kind} has none: raise labelling.repeats to have votes"
             )
         return self
 

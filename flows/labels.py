@@ -10,7 +10,7 @@ from rich.console import Console
 
 from cluster.errors import InputError
 from cluster.settings import Settings, read_settings
-from cluster.storage import Store
+from cluster.storage import PARKED, Store
 
 if TYPE_CHECKING:
     from tasks.labellers.delivery import Delivery
@@ -36,7 +36,7 @@ LabellerName = Annotated[
 def status(
     lineage: Annotated[str | None, typer.Argument(help="name of one lineage; without it, all of them")] = None,
 ) -> None:
-    """Show what every lineage is charged and has paid, and that no label was bought twice."""
+    """Show what every lineage is charged and has paid, and whether any label was bought twice."""
     ledger = _ledger()
     from flows.label_report import bought_once, charges_table, labellers_table
 
@@ -100,7 +100,7 @@ def take_in(
     _report(deliver(ledger, identity, given, faults, annotator=annotator or file.stem))
     num_open = sum(question.wanted for question in ledger.open_questions(lineage))
     console.print(f"answers that lineage {lineage} still waits for: {num_open}", highlight=False)
-    if (Store(_settings().store).lineage(lineage) / "parked.json").exists():
+    if (Store(_settings().store).lineage(lineage) / PARKED).exists():
         resume(lineage)
 
 
@@ -114,7 +114,7 @@ def resume(
 
     found = resume_ready(settings, None if lineage is None else [lineage])
     for one in found:
-        console.print(f"{one.lineage}, round {one.round}: {one.said}", soft_wrap=True, highlight=False, markup=False)
+        console.print(f"{one.place} {one.said}", soft_wrap=True, highlight=False, markup=False)
     if any(one.trouble for one in found):
         raise typer.Exit(1)
 

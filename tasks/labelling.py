@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -48,14 +48,6 @@ class LabellingConfig(BaseModel):
         return self
 
 
-@dataclass(frozen=True)
-class _Batch:
-    """Pairs to be labelled: their questions, and rows of PREFERENCES that lack the answers."""
-
-    questions: Sequence[Question]
-    rows: Sequence[Row]
-
-
 @stage_task("label pairs")
 def label_pairs(
     pairs: Table, responses: Sequence[Table], past: Sequence[Table], config: LabellingConfig, here: RoundContext
@@ -71,17 +63,12 @@ def label_pairs(
     """
     ledger = Ledger(url=here.settings.ledger)
     late = _late(past, ledger, config, here)
-    batch = _batch(read(pairs.path, PAIRS).to_pylist(), _texts(responses), late)
     key = _key(config, late, [pairs, *responses], here)
-    labels = [] if _is_closed(key, here) else _answers(batch.questions, ledger, config, here)
+    asked = _asked(read(pairs.path, PAIRS).to_pylist(), _texts(responses))
+    labels = [] if _is_closed(key, here) else _labels(asked, late, ledger, config, here)
 
     def work(folder: Path) -> Mapping[str, Any]:
-        verdicts = config.aggregation(batch.questions, labels)
-        identity = config.labeller.identity
-        rows = [
-            _row(asked, verdict if config.repeats == 1 else _with_odds(verdict), answers) | {"labeller": identity}
-            for asked, verdict, answers in zip(batch.rows, verdicts, labels, strict=True)
-        ]
+        rows = _rows([*asked, *late], labels, config)
         write_part(part_path(folder, 0), rows, PREFERENCES)
         return _measures(rows, labels, config)
 
@@ -116,19 +103,27 @@ def show_examples(key: StageKey, here: RoundContext) -> None:
     here.tracker.log_table(here.run, columns, artifact_file="examples.json")
 
 
+def _labels(
+    asked: Sequence[Row], late: Sequence[Row], ledger: Ledger, config: LabellingConfig, here: RoundContext
+) -> list[list[Label]]:
+    """The labels of the round's own pairs, and then those of late ones, which count for no deadline and ask nobody."""
+    own = _answers([_question_of(row) for row in asked], ledger, config, here)
+    questions = [_question_of(row) for row in late]
+    return own + ledger.use_known(questions, config.labeller, _account(config, here), repeats=config.repeats)
+
+
 def _answers(
     questions: Sequence[Question], ledger: Ledger, config: LabellingConfig, here: RoundContext
 ) -> list[list[Label]]:
     """The labels of every question; fewer than asked for only where people had their time."""
     workplace = Workplace(
         settings=here.settings,
-        scratch=round_record(here.store, here.lineage, here.round) / ".labelling",
         lineage=here.lineage,
         round=here.round,
         tracker=here.tracker,
         run=here.run,
     )
-    account = Account(lineage=here.lineage, round=here.round, budget=config.budget)
+    account = _account(config, here)
     labels = ledger.buy(questions, config.labeller, account, workplace, repeats=config.repeats)
     wanted, found = len(questions) * config.repeats, sum(len(each) for each in labels)
     if found < wanted:
@@ -140,6 +135,10 @@ def _answers(
         require_answers(ledger, labeller.terms, lineage=here.lineage, round_number=here.round)
         return ledger.buy(questions, labeller, account, workplace, repeats=config.repeats)  # some came meanwhile
     return labels
+
+
+def _account(config: LabellingConfig, here: RoundContext) -> Account:
+    return Account(lineage=here.lineage, round=here.round, budget=config.budget)
 
 
 def _is_closed(key: StageKey, here: RoundContext) -> bool:
@@ -170,11 +169,6 @@ def _unanswered(past: Sequence[Table]) -> Iterator[Row]:
     return (row for row in newest.values() if row["outcome"] == UNANSWERED)
 
 
-def _batch(pairs: Sequence[Row], texts: Mapping[str, Row], late: Sequence[Row]) -> _Batch:
-    rows = [*(_asked(pair, texts) for pair in pairs), *late]
-    return _Batch([_question_of(row) for row in rows], rows)
-
-
 def _texts(responses: Sequence[Table]) -> dict[str, Row]:
     tables = [
         read(table.path, RESPONSES).select(["response_id", "messages", "text", "token_ids"]) for table in responses
@@ -182,27 +176,37 @@ def _texts(responses: Sequence[Table]) -> dict[str, Row]:
     return {row["response_id"]: row for table in tables for row in table.to_pylist()}
 
 
-def _asked(pair: Row, texts: Mapping[str, Row]) -> Row:
-    """A row of PREFERENCES in the order of the pair, before anybody has said anything."""
-    first, second = texts[pair["response_a"]], texts[pair["response_b"]]
-    return {
-        "pair_id": pair["pair_id"],
-        "prompt_id": pair["prompt_id"],
-        "messages": first["messages"],
-        "chosen": pair["response_a"],
-        "rejected": pair["response_b"],
-        "chosen_text": first["text"],
-        "rejected_text": second["text"],
-        "chosen_token_ids": first["token_ids"],
-        "rejected_token_ids": second["token_ids"],
-        "weight": pair["loss_weight"],
-    }
+def _asked(pairs: Sequence[Row], texts: Mapping[str, Row]) -> list[Row]:
+    """Rows of PREFERENCES in the order of the pairs, before anybody has said anything."""
+    ends = [(pair, texts[pair["response_a"]], texts[pair["response_b"]]) for pair in pairs]
+    return [
+        {
+            "pair_id": pair["pair_id"],
+            "prompt_id": pair["prompt_id"],
+            "messages": first["messages"],
+            "chosen": pair["response_a"],
+            "rejected": pair["response_b"],
+            "chosen_text": first["text"],
+            "rejected_text": second["text"],
+            "chosen_token_ids": first["token_ids"],
+            "rejected_token_ids": second["token_ids"],
+            "weight": pair["loss_weight"],
+        }
+        for pair, first, second in ends
+    ]
 
 
 def _question_of(row: Row) -> Question:
     first, second = row["chosen_text"], row["rejected_text"]
     key = question_key(plain_text(row["messages"]), first=first, second=second)
     return Question(key=key, messages=row["messages"], first=first, second=second)
+
+
+def _rows(asked: Sequence[Row], labels: Sequence[Sequence[Label]], config: LabellingConfig) -> list[Row]:
+    verdicts = config.aggregation([_question_of(row) for row in asked], labels)
+    odds = verdicts if config.repeats == 1 else [_with_odds(verdict) for verdict in verdicts]
+    identity = config.labeller.identity
+    return [_row(*each) | {"labeller": identity} for each in zip(asked, odds, labels, strict=True)]
 
 
 def _row(asked: Row, verdict: Verdict, labels: Sequence[Label]) -> Row:

@@ -24,12 +24,8 @@ class Waiting(BaseModel):
 
     lineage: str
     round: int
-    labeller: str
-    """Its identity."""
     num_wanted: int
     terms: Terms
-    since: datetime
-    """When it was parked, UTC."""
     said: str
     """What it waited for then, in words."""
 
@@ -55,7 +51,7 @@ class Parked(Exception):  # noqa: N818
         self.waiting = waiting
 
 
-def require_answers(ledger: Ledger, labeller: str, terms: Terms, *, lineage: str, round_number: int) -> None:
+def require_answers(ledger: Ledger, terms: Terms, *, lineage: str, round_number: int) -> None:
     """See that the answers are in which a round asked for.
 
     Raises:
@@ -67,10 +63,8 @@ def require_answers(ledger: Ledger, labeller: str, terms: Terms, *, lineage: str
             Waiting(
                 lineage=lineage,
                 round=round_number,
-                labeller=labeller,
                 num_wanted=progress.num_asked,
                 terms=terms,
-                since=now,
                 said=terms.waits(progress, progress.num_asked, now),
             )
         )
@@ -85,7 +79,6 @@ def late_keys(
     """
     file = store.lineage(lineage) / f"round-{round_number:03d}" / "late.json"
     if not file.exists():
-        charged = (entry.key for entry in ledger.entries(lineage))
-        answered = {*ledger.late(lineage), *charged} if unanswered else set()
+        answered = ledger.answered(lineage, before=round_number) if unanswered else set()
         write_json(file, [key for key in unanswered if key in answered])
     return [str(key) for key in json.loads(file.read_text(encoding="utf-8"))]

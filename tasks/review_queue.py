@@ -1,6 +1,6 @@
 """MLflow's review queues as a place where people label: open asks become items, opinions become answers."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass
 
 from cluster.errors import InputError
@@ -27,18 +27,6 @@ LIMITS = (200_000, 400, 300, 200, 100, 10)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Offer:
-    """Where people can answer in MLflow."""
-
-    queue: str
-    """Id of the queue."""
-    url: str
-    """Where a browser begins with the first pair that nobody has answered."""
-    num_items: int
-    """Pairs of this call that lie in the queue."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class Intake:
     """What came of looking into MLflow: receipts of new answers, and what could not be used, as sentences."""
 
@@ -46,16 +34,14 @@ class Intake:
     refused: Sequence[str]
 
 
-def offer(
-    asks: Sequence[Ask], labeller: str, workplace: Workplace, *, instructions: str = INSTRUCTIONS
-) -> Offer | None:
+def offer(asks: Sequence[Ask], labeller: str, workplace: Workplace, *, instructions: str = INSTRUCTIONS) -> None:
     """Put every pair that is asked into the round's review queue, once; a pair that is there stays as it is.
 
     `labeller` is the identity under which the ledger keeps the answers. The round's MLflow run gets the address as a
-    tag. None where there is no run, nothing is asked, or, with a warning, the tracking store has no review queues.
+    tag. Nothing happens where there is no run, or, with a warning, where the tracking store has no review queues.
     """
     if workplace.tracker is None or workplace.run is None or not asks:
-        return None
+        return
     reviews = Reviews(tracker=workplace.tracker)
     questions = {ask.question.key: ask.question for ask in asks}.values()
     items = [_item(question, labeller, workplace) for question in questions]
@@ -64,14 +50,12 @@ def offer(
         queue = reviews.offer(f"{workplace.lineage} round {workplace.round}", scheme, items, run=workplace.run)
     except ReviewsUnsupportedError as error:
         run_logger().warning("%s: label with `pairwright label %s`", error, workplace.lineage)
-        return None
-    url = reviews.address(queue)
-    workplace.tracker.set_tags(workplace.run, {PLACE_TAG: url})
-    return Offer(queue=queue, url=url, num_items=len(items))
+        return
+    workplace.tracker.set_tags(workplace.run, {PLACE_TAG: reviews.address(queue)})
 
 
-def take_in(ledger: Ledger, tracker: Tracker, lineage: str, *, rounds: Collection[int] | None = None) -> Intake:
-    """Give the ledger what was said in MLflow of a lineage's pairs, of all rounds or of some, and is new.
+def take_in(ledger: Ledger, tracker: Tracker, lineage: str, *, round_number: int | None = None) -> Intake:
+    """Give the ledger what was said in MLflow of a lineage's pairs, in one round or in all of them, and is new.
 
     Looking again changes nothing. A pair that was answered elsewhere is marked as reviewed; one that wants further
     answers is put back for other reviewers.
@@ -81,7 +65,8 @@ def take_in(ledger: Ledger, tracker: Tracker, lineage: str, *, rounds: Collectio
     """
     reachable(tracker.tracking_uri, attempts=1)
     reviews, receipts, refused = Reviews(tracker=tracker), [], []
-    items = [item for tags in _searches(lineage, rounds) for item in reviews.read(tags)]
+    where = {} if round_number is None else {ROUND_TAG: f"{round_number:03d}"}
+    items = list(reviews.read({LINEAGE_TAG: lineage, **where}))
     for item, opinion in _new(items, ledger, lineage):
         try:
             receipts.append(_hand_over(reviews, item, opinion, ledger))
@@ -113,11 +98,6 @@ def _item(question: Question, labeller: str, workplace: Workplace) -> Item:
 def _preview(question: Question, limit: int) -> Preview:
     first, second = verbatim(question.first, limit), verbatim(question.second, limit)
     return Preview(request=verbatim(question.prompt, limit), response=f"**A**\n\n{first}\n\n**B**\n\n{second}")
-
-
-def _searches(lineage: str, rounds: Collection[int] | None) -> list[dict[str, str]]:
-    everything = {LINEAGE_TAG: lineage}
-    return [everything] if rounds is None else [{**everything, ROUND_TAG: f"{number:03d}"} for number in rounds]
 
 
 def _new(items: Sequence[Reviewed], ledger: Ledger, lineage: str) -> list[tuple[Reviewed, Opinion]]:

@@ -66,7 +66,7 @@ def test_the_labeller_of_the_readme_is_paid_once(tmp_path: Path) -> None:
     question = Question(key=key, messages=[{"role": None, "content": "why"}], first="because", second="so")
     ledger = Ledger.at(tmp_path / "ledger.sqlite")
     for lineage in "ab":
-        workplace = Workplace(settings=Settings(), scratch=tmp_path, lineage=lineage, round=0)
+        workplace = Workplace(settings=Settings(), lineage=lineage, round=0)
         [[label]] = ledger.buy([question], labeller, Account(lineage=lineage, round=0), workplace)
         assert (label.choice, label.bought) == ("second", lineage == "a")
 

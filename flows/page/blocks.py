@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from cluster.errors import InputError
 from flows.page.desk import Desk
 from flows.page.logins import check_name
-from flows.page.parts import Changes, Parts, asking, lay_out, shown
+from flows.page.parts import MAX_RATIONALE, Changes, Parts, asking, lay_out, shown
 from flows.page.texts import notice, readable
 from flows.page.view import Press, View, answered, opening, undone
 from tasks.labellers.ledger import Ledger
@@ -49,8 +49,10 @@ class Acts:
             return asking(self.parts)
         return {**self._show(lambda: opening(self.desk, name)), self.parts.other: update(visible=not by_login)}
 
-    def enter(self, name: str) -> Changes:
-        """Begin under a name."""
+    def enter(self, name: str, *, login: str | None = None) -> Changes:
+        """Begin under a name; whoever has logged in has one."""
+        if login is not None:
+            return self.come(login, by_login=True)
         try:
             kept = check_name(name or "")
         except InputError as error:
@@ -89,6 +91,9 @@ def _wire(blocks: "Blocks", parts: Parts, acts: Acts) -> None:
     def come(kept: str, request: gr.Request) -> Changes:
         return acts.come(request.username or _known(kept), by_login=request.username is not None)
 
+    def enter(name: str, request: gr.Request) -> Changes:
+        return acts.enter(name, login=request.username)
+
     def undo(kept: str, ticket: str, request: gr.Request) -> Changes:
         return acts.undo(request.username or _known(kept), ticket)
 
@@ -109,7 +114,7 @@ def _wire(blocks: "Blocks", parts: Parts, acts: Acts) -> None:
     for listen in (parts.keep.click, parts.again.click):
         when(listen, come, parts.annotator)
     for listen in (parts.start.click, parts.name.submit):
-        when(listen, acts.enter, parts.name)
+        when(listen, enter, parts.name)
     when(parts.other.click, leave)
     when(parts.undo.click, undo, parts.annotator, parts.ticket)
     for choice, button in parts.buttons.items():
@@ -120,8 +125,8 @@ def _chooser(acts: Acts, choice: Choice) -> Callable[..., Iterator[Changes]]:
     import gradio as gr
 
     def choose(kept: str, ticket: str, why: str, request: gr.Request) -> Iterator[Changes]:
-        annotator = request.username or _known(kept)
-        yield from acts.choose(Press(annotator=annotator, ticket=ticket, choice=choice, rationale=readable(why or "")))
+        annotator, rationale = request.username or _known(kept), readable((why or "")[:MAX_RATIONALE])
+        yield from acts.choose(Press(annotator=annotator, ticket=ticket, choice=choice, rationale=rationale))
 
     return choose
 

@@ -5,14 +5,17 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from hashlib import sha256
 
 from tasks.labellers.ledger import Entry, Ledger, OpenQuestion, Receipt
+from tasks.labellers.ledger.answers import TURNED
 from tasks.labellers.protocol import Answer, Choice, Question
 
 HOLD_SECONDS = 600.0
 """How long a question is left to the annotator who looks at it, while there are others to show."""
-TURNED: dict[Choice, Choice] = {"first": "second", "second": "first", "tie": "tie", "abstain": "abstain"}
+SEAL_LENGTH = 16
+"""Digits by which a ticket tells annotators apart."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +24,8 @@ class Sheet:
 
     question: Question
     labeller: str
+    annotator: str
+    """Whose sight of it this is: others may see the two responses the other way round."""
     before: Choice | None = None
     """What the annotator has answered already, where it is asked again."""
     rationale: str = ""
@@ -38,8 +43,8 @@ class Sheet:
 
     @property
     def ticket(self) -> str:
-        """Names the question and the answer that the annotator saw under it."""
-        return f"{self.question.key} {self.stamp}"
+        """Names the question, who saw it, and the answer that stood under it."""
+        return f"{self.question.key} {sha256(self.annotator.encode()).hexdigest()[:SEAL_LENGTH]} {self.stamp}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +85,7 @@ class Look:
         return _again(before[-1], self.annotator) if before else None
 
     def find(self, ticket: str) -> Sheet | None:
-        """The question of a ticket as it is now; None: nobody asks it, or its answer is another by now."""
+        """The question of a ticket as it is now; None: nobody asks it, its answer is another, or its annotator is."""
         again = [_again(entry, self.annotator) for entry in self.given if entry.key == _key(ticket)]
         first_time = [_sheet(one, self.annotator) for one in self.mine if one.question.key == _key(ticket)]
         return next((sheet for sheet in [*again, *first_time] if sheet.ticket == ticket), None)
@@ -99,20 +104,16 @@ class Desk:
     def look(self, annotator: str) -> Look:
         """Read the ledger for an annotator."""
         open_ones = self.ledger.open_questions(self.lineage)
-        entries = list(self.ledger.entries(self.lineage))
-        rounds = [one.round for one in open_ones] or [one.round for one in entries if one.lineage == self.lineage]
-        progress = self.ledger.progress(self.lineage, max(rounds, default=0))
-        latest: dict[str, Entry] = {}
-        for entry in entries:
-            if entry.annotator == annotator and progress.asked_at and entry.answered_at >= progress.asked_at:
-                latest.pop(entry.key, None)
-                latest[entry.key] = entry
-        standing = Standing(answered=progress.num_answered, asked=progress.num_asked, yours=len(latest))
-        return Look(annotator=annotator, open=open_ones, given=list(latest.values()), standing=standing)
+        rounds = [one.round for one in open_ones] or [self.ledger.latest_round(self.lineage) or 0]
+        progress = self.ledger.progress(self.lineage, max(rounds))
+        given = [] if progress.asked_at is None else self._given(annotator, progress.asked_at)
+        standing = Standing(answered=progress.num_answered, asked=progress.num_asked, yours=len(given))
+        return Look(annotator=annotator, open=open_ones, given=given, standing=standing)
 
     def following(self, look: Look) -> Sheet | None:
         """The next question for an annotator: in the order asked, but first those that nobody else looks at."""
         with self._lock:
+            self._let_go()
             free = [one for one in look.mine if one.wanted > self._lookers(one.question.key, look.annotator)]
             chosen = next(iter(free or look.mine), None)
             if chosen is None:
@@ -133,9 +134,22 @@ class Desk:
             answer = Answer(choice=choice, annotator=annotator, rationale=rationale.strip())
             return self.ledger.answer(sheet.question, sheet.labeller, answer)
 
+    def _given(self, annotator: str, since: datetime) -> list[Entry]:
+        """An annotator's latest answer to each question, in the order in which they came."""
+        latest: dict[str, Entry] = {}
+        for entry in self.ledger.entries(self.lineage, annotator=annotator, since=since):
+            latest.pop(entry.key, None)
+            latest[entry.key] = entry
+        return list(latest.values())
+
+    def _let_go(self) -> None:
+        """Forget whoever looked too long ago."""
+        oldest = time.monotonic() - HOLD_SECONDS
+        for name in [name for name, (_, at) in self._held.items() if at <= oldest]:
+            del self._held[name]
+
     def _lookers(self, key: str, annotator: str) -> int:
-        recent = time.monotonic() - HOLD_SECONDS
-        return sum(held == key and at > recent for name, (held, at) in self._held.items() if name != annotator)
+        return sum(held == key for name, (held, _) in self._held.items() if name != annotator)
 
 
 def is_turned(annotator: str, key: str) -> bool:
@@ -149,7 +163,7 @@ def turn(choice: Choice, turned: bool) -> Choice:
 
 
 def _sheet(one: OpenQuestion, annotator: str) -> Sheet:
-    return Sheet(question=_seen(one.question, annotator), labeller=one.labeller)
+    return Sheet(question=_seen(one.question, annotator), labeller=one.labeller, annotator=annotator)
 
 
 def _again(entry: Entry, annotator: str) -> Sheet:
@@ -157,6 +171,7 @@ def _again(entry: Entry, annotator: str) -> Sheet:
     return Sheet(
         question=_seen(question, annotator),
         labeller=entry.labeller,
+        annotator=annotator,
         before=turn(entry.choice, is_turned(annotator, entry.key)),
         rationale=entry.rationale,
         stamp=entry.answered_at.isoformat(),

@@ -38,6 +38,8 @@ class Gate:
     """Passwords by name; empty: everybody who reaches the page may label."""
     hosts: tuple[str, ...] = ()
     """Names under which the page is asked for, against rebound addresses; empty: any."""
+    _guessing: asyncio.Lock = field(default_factory=asyncio.Lock, init=False, repr=False, compare=False)
+    """Wrong logins wait one after the other, so that guessing at once is no faster."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer or refuse one request."""
@@ -53,7 +55,8 @@ class Gate:
         name = self._name(headers)
         refusal = self._refusal(str(scope["path"]), headers, name)
         if refusal is not None and refusal.status_code == 401 and "authorization" in headers:
-            await asyncio.sleep(WRONG_LOGIN_SECONDS)
+            async with self._guessing:
+                await asyncio.sleep(WRONG_LOGIN_SECONDS)
 
         async def send_guarded(message: Message) -> None:
             if message["type"] == "http.response.start":

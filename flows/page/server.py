@@ -1,7 +1,6 @@
 """The server of the labelling page: on loopback for whoever sits there, elsewhere for logins only."""
 
 import contextlib
-import ipaddress
 import os
 import signal
 import socket
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING
 from starlette.types import ASGIApp
 
 from cluster.errors import InputError
+from cluster.preflight import is_loopback, mask_passwords
 from cluster.settings import Settings
 from cluster.storage import Store
 from flows.page.blocks import page
@@ -76,8 +76,9 @@ def go_on(lineage: str, settings: Settings) -> str:
     try:
         found = resume_ready(settings, [lineage])
     except (InputError, RuntimeError) as error:  # the second is Prefect's, where its server doesn't come up
-        return f"The round couldn't be resumed ({error}); your answers are saved."
-    return "; ".join("The round goes on." if one.resumed else f"The round: {one.said}." for one in found)
+        return f"The round couldn't be resumed ({mask_passwords(str(error))}); your answers are saved."
+    said = "; ".join("The round goes on." if one.resumed else f"The round: {one.said}." for one in found)
+    return mask_passwords(said)
 
 
 def listen(host: str, port: int, *, logins: Mapping[str, str]) -> socket.socket:
@@ -86,7 +87,7 @@ def listen(host: str, port: int, *, logins: Mapping[str, str]) -> socket.socket:
     Raises:
         InputError: others could reach it and there are no logins, or the port can't be had.
     """
-    if not logins and not _is_loopback(host):
+    if not logins and not is_loopback(host):
         raise InputError(
             f"{host} can be reached by others, and there are no logins: name them with --login FILE "
             f"(lines of name:password) or {VARIABLE}=name:password,..., or stay on 127.0.0.1"
@@ -147,14 +148,7 @@ def _audience(place: Place, logins: Mapping[str, str]) -> list[str]:
     if not logins:
         return ["everybody on this machine can label, under a name"]
     bare = "passwords travel as they are: put a proxy with TLS before it"
-    return [f"logins: {', '.join(logins)}", *([] if _is_loopback(place.host) else [bare])]
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
+    return [f"logins: {', '.join(logins)}", *([] if is_loopback(place.host) else [bare])]
 
 
 def _address(on: socket.socket) -> str:

@@ -8,7 +8,10 @@ from flows.page.texts import SAID
 from tasks.labellers.ledger import Receipt
 from tasks.labellers.protocol import Choice
 
-STALE = "Not saved: this pair was answered meanwhile, or nobody asks for it any more. Here is what comes next."
+STALE = (
+    "Not saved: this pair was answered meanwhile, shown to somebody else, or nobody asks for it any more. "
+    "Here is what comes next."
+)
 
 WRITTEN = {"counted": "Saved", "replaced": "Changed", "kept": "Kept for later, as nobody waits for it now"}
 
@@ -49,9 +52,9 @@ def answered(desk: Desk, press: Press) -> View:
         receipt = desk.answer(press.annotator, press.ticket, press.choice, rationale=press.rationale)
     except InputError as error:
         look = desk.look(press.annotator)
-        return View(
-            look=look, sheet=look.find(press.ticket) or desk.following(look), said=f"Not saved: {error}", fault=True
-        )
+        same = look.find(press.ticket)
+        sheet = desk.following(look) if same is None else replace(same, rationale=press.rationale)
+        return View(look=look, sheet=sheet, said=f"Not saved: {error}", fault=True)
     if receipt is None:
         return replace(opening(desk, press.annotator, said=STALE), fault=True)
     view = opening(desk, press.annotator, said=_saved(receipt, press.choice))

@@ -1,8 +1,10 @@
 """Aggregation: the answers to a question become one verdict; and how far they agree.
 
 Annotators are told apart by `Label.annotator`; answers without a name count as those of one. Abstentions don't vote.
-Nothing depends on the order of questions, of answers, or of the two responses of a question: what a model learns of
-sides, it learns of the sides as they were shown.
+Nothing depends on the order of questions, of answers, or of the two responses of a question. Noisy Bradley-Terry learns
+of each annotator's sides as that annotator saw them. To Dawid-Skene and to the agreement, the sides of a question are
+those of its lowest repetition: where annotators see them in orders of their own, as people do at the labelling page, a
+liking for one side looks like chance.
 """
 
 from collections.abc import Iterable, Sequence
@@ -153,8 +155,8 @@ AGGREGATIONS = {aggregation.kind: aggregation for aggregation in get_args(AnyAgg
 def agreement(labels: Sequence[Sequence[Label]]) -> float | None:
     """Krippendorff's alpha, nominal, of the answers to each question: 1 is full agreement, 0 that of chance.
 
-    Kinds of answers are the side that was shown first, the other side, and ties; abstentions are missing. Annotators
-    who always take the first that is shown agree by chance alone.
+    Kinds of answers are the side that was shown first in the question's lowest repetition, the other side, and ties;
+    abstentions are missing. Annotators who always take the first that is shown agree by chance alone.
 
     Returns:
         None where it is not defined: no question has two votes, or all of theirs are of one kind.
@@ -202,7 +204,7 @@ def _turned(labels: Sequence[Sequence[Label]]) -> list[bool]:
 
 
 def _votes(labels: Sequence[Sequence[Label]], turned: Sequence[bool]) -> Votes:
-    """All votes by sides as shown; put into an order of their own, since sums of floats depend on it."""
+    """All votes by the sides of their question; put into an order of their own, since sums of floats depend on it."""
     sides: dict[Choice, int] = {"first": FIRST, "second": SECOND, "tie": TIE}
     opposite = {FIRST: SECOND, SECOND: FIRST, TIE: TIE}
     found = []

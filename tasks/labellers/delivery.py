@@ -4,12 +4,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 
+from sqlalchemy import Connection
+
 from cluster.errors import InputError
 from tasks.labellers.formats.files import Faults
 from tasks.labellers.formats.parts import Given, by_time
 from tasks.labellers.ledger import Entry, Ledger, Receipt
 from tasks.labellers.ledger.answers import TURNED
 from tasks.labellers.ledger.outside import record
+from tasks.labellers.ledger.reports import entries
 from tasks.labellers.names import matches, name_of
 
 GIVEN_AT = "given_at"
@@ -23,7 +26,7 @@ class Delivery:
     Attributes:
         receipts: those that the ledger took in.
         held: those that it had already, and what the same annotator had said before.
-        older: those whose annotators have changed their minds since.
+        older: those whose annotators have changed their minds since, or had said so before and no time tells.
     """
 
     receipts: list[tuple[Given, Receipt]] = field(default_factory=list)
@@ -56,17 +59,19 @@ def deliver(ledger: Ledger, labeller: str, given: Sequence[Given], faults: Fault
     """Take a labeller's answers into the ledger in one transaction; where the file names no annotator, from this one.
 
     An annotator's answers to a pair are taken in their order: the last counts and the others are history. What the
-    ledger had already is left out, so that a file can be delivered again.
+    ledger had already is left out, so that a file can be delivered again; an answer without a time is left out, too,
+    where its annotator has said so at any time before: it may be older than what they say now. So is one without a
+    reason where the same choice stands with one.
 
     Raises:
         InputError: the file has faults, or answers pairs that the labeller was never asked, with other responses than
             theirs, as another labeller or at too high a cost; they are listed, and nothing was changed.
     """
-    delivery, held = Delivery(), _in_force(ledger.entries(), labeller)
+    delivery = Delivery()
     named = [_named(one, annotator) for one in given if _is_own(one, labeller, faults)]
-    new = [one for who, answers in _by_annotator(named) for one in _new(answers, held.get(who), delivery)]
     with ledger.database.writing() as connection:
-        for one in new:
+        held = _held(connection, labeller, {one.answer.annotator for one in named})
+        for one in (one for who, answers in _by_annotator(named) for one in _new(answers, held.get(who), delivery)):
             try:
                 delivery.receipts.append((one, record(connection, one.question, labeller, one.answer)))
             except InputError as error:
@@ -94,9 +99,16 @@ def _named(given: Given, annotator: str) -> Given:
     )
 
 
-def _in_force(entries: Iterable[Entry], labeller: str) -> dict[Who, Entry]:
-    own = (entry for entry in entries if entry.labeller == labeller and not entry.superseded)
-    return {(entry.key, entry.annotator): entry for entry in own}
+def _held(connection: Connection, labeller: str, annotators: Iterable[str]) -> dict[Who, list[Entry]]:
+    """All that annotators have ever answered to a labeller's questions, in the order in which it came."""
+    found: dict[Who, list[Entry]] = {}
+    for annotator in sorted(annotators):
+        page = entries(connection, None, after=0, annotator=annotator)
+        while page:
+            for entry in (entry for _, entry in page if entry.labeller == labeller):
+                found.setdefault((entry.key, annotator), []).append(entry)
+            page = entries(connection, None, after=page[-1][0], annotator=annotator)
+    return found
 
 
 def _by_annotator(given: Iterable[Given]) -> Iterable[tuple[Who, list[Given]]]:
@@ -107,22 +119,34 @@ def _by_annotator(given: Iterable[Given]) -> Iterable[tuple[Who, list[Given]]]:
     return [(who, by_time(answers)) for who, answers in found.items()]
 
 
-def _new(answers: Sequence[Given], held: Entry | None, delivery: Delivery) -> Sequence[Given]:
-    """What an annotator said after the answer that the ledger holds."""
-    if held is None:
+def _new(answers: Sequence[Given], held: Sequence[Entry] | None, delivery: Delivery) -> Sequence[Given]:
+    """What an annotator said after the answer in force, as far as times tell; else what they had never said before."""
+    if not held:
         return answers
-    same = [index for index, one in enumerate(answers) if _said(one) == (held.choice, held.rationale)]
-    start = same[-1] + 1 if same else 0
-    late = [one for one in answers[start:] if one.answered_at is None or one.answered_at > _time(held)]
+    standing = ([entry for entry in held if not entry.superseded] or held)[-1]
+    start = _end([_repeats(one, standing) for one in answers])
+    known = _end([one.answered_at is None and any(_repeats(one, entry) for entry in held) for one in answers])
+    rest = list(enumerate(answers))[start:]
+    new = [
+        index
+        for index, one in rest
+        if (index >= known if one.answered_at is None else one.answered_at > _time(standing))
+    ]
     delivery.held.extend(answers[:start])
-    delivery.older.extend(one for one in answers[start:] if one not in late)
-    return late
+    delivery.older.extend(one for index, one in rest if index not in new)
+    return [answers[index] for index in new]
 
 
-def _said(given: Given) -> tuple[str, str]:
-    """Choice, in the sorted order of the responses, and rationale."""
+def _end(flags: Sequence[bool]) -> int:
+    """The place after the last that is true."""
+    return max((place for place, flag in enumerate(flags, start=1) if flag), default=0)
+
+
+def _repeats(given: Given, entry: Entry) -> bool:
+    """Whether it says what the entry says, and gives no other reason for it."""
     choice, question = given.answer.choice, given.question
-    return TURNED[choice] if question.first > question.second else choice, given.answer.rationale
+    in_sorted_order = TURNED[choice] if question.first > question.second else choice
+    return in_sorted_order == entry.choice and given.answer.rationale in {"", entry.rationale}
 
 
 def _time(entry: Entry) -> datetime:

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Literal, Protocol
 
 from cluster.rendering import Message, plain_text
@@ -80,11 +79,9 @@ class Label:
 
 @dataclass(frozen=True, kw_only=True)
 class Workplace:
-    """What a labeller may use while it works: hardware, a folder for unfinished work, and the round's MLflow run."""
+    """What a labeller may use while it works: hardware, and the round's MLflow run."""
 
     settings: Settings
-    scratch: Path
-    """Kept until the round's labels are complete; named after the labeller and the questions."""
     lineage: str
     round: int
     tracker: Tracker | None = None

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from cluster.errors import InputError
-from cluster.preflight import git_state, reachable
+from cluster.preflight import git_state, mask_passwords, reachable, without_password
 
 
 def test_a_silent_address_is_refused_without_its_password() -> None:
@@ -55,3 +55,33 @@ def test_git_state_is_empty_outside_a_checkout_and_without_git(tmp_path: Path, m
     assert git_state(tmp_path) == {}
     monkeypatch.setenv("PATH", str(tmp_path))
     assert git_state(tmp_path) == {}
+
+
+@pytest.mark.parametrize(
+    ("url", "address"),
+    [
+        ("http://user:secret@host:5000/mlflow/", "http://host:5000/mlflow"),
+        ("https://token@host/v1?key=secret", "https://host/v1"),
+        ("http://user:se@cret@host", "http://host"),
+        ("http://[::1]:5000/", "http://[::1]:5000"),
+    ],
+)
+def test_an_address_is_given_without_its_password(url: str, address: str) -> None:
+    assert without_password(url) == address
+
+
+@pytest.mark.parametrize(
+    ("said", "masked"),
+    [
+        (
+            "request to http://user:secret@host/api failed: https://t@h?",
+            "request to http://***@host/api failed: https://***@h?",
+        ),
+        ("'postgresql+psycopg://user:se@cret@host/db'", "'postgresql+psycopg://***@host/db'"),
+        ("http://host/people/me@host.org and me@host.org", "http://host/people/me@host.org and me@host.org"),
+        ("http://host then http://user:secret@host", "http://host then http://***@host"),
+        ("nothing to hide", "nothing to hide"),
+    ],
+)
+def test_every_password_in_a_message_is_masked(said: str, masked: str) -> None:
+    assert mask_passwords(said) == masked

@@ -176,7 +176,6 @@ def test_an_embedded_store_is_addressed_where_the_ui_command_shows_it(reviews: R
     queue = reviews.offer("place", SCHEME, [item("a", group="place")], run=run)
     page = rf"http://127\.0\.0\.1:5000/#/experiments/\d+/review-queue\?selectedQueueId={queue}"
     assert re.fullmatch(rf"{page}&startReview=true", reviews.address(queue))
-    assert re.fullmatch(rf"{page}&selectedItemId=tr-1", reviews.address(queue, trace="tr-1"))
 
 
 def test_a_file_store_has_no_review_queues(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

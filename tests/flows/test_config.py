@@ -231,7 +231,7 @@ def test_an_objective_of_probabilities_needs_answers_that_have_them(
 ) -> None:
     people = changed("round.labelling", {"labeller": {"kind": "people"}})
     people["round"]["training"] = training
-    with pytest.raises(InputError, match=r"one answer of labeller people has none: raise labelling\.repeats"):
+    with pytest.raises(InputError, match=r"and one answer of labeller people has none: raise labelling\.repeats"):
         load_config(write_config(people))
     people["round"]["labelling"]["repeats"] = 2
     assert load_config(write_config(people)).round.labelling.repeats == 2

@@ -5,9 +5,11 @@ import os
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -18,7 +20,7 @@ from cluster.storage import Store, write_json
 from flows.labels import app
 from tasks.labellers.ledger import Account, Ledger, question_key
 from tasks.labellers.people import PeopleLabeller
-from tasks.labellers.protocol import Answer, Question, Workplace
+from tasks.labellers.protocol import Answer, Answered, Ask, Question, Workplace
 from tasks.labellers.rewards import Length
 from tasks.labellers.simulated import SimulatedLabeller
 
@@ -50,7 +52,7 @@ def ledger(tmp_path: Path) -> Ledger:
         ("other", questions(1, 2, 3), SIMULATED, 2),
         ("people", questions(0, 1), CREW, 1),
     ):
-        workplace = Workplace(settings=settings, scratch=tmp_path / "scratch", lineage=lineage, round=0)
+        workplace = Workplace(settings=settings, lineage=lineage, round=0)
         found.buy(wanted, labeller, Account(lineage=lineage, round=0, budget=100), workplace, repeats=repeats)
     write_json(Store(settings.store).lineage("demo") / "config.json", {"labelling": {"budget": 100}})
     return found
@@ -88,6 +90,61 @@ def test_status_shows_that_two_lineages_bought_each_label_once(labels: Run) -> N
         "so that 4 times a label was used again and not paid again"
     ) in " ".join(rest.split())
     assert "other" not in labels("status", "demo").partition("each label")[0]
+
+
+@dataclass
+class Overtaken:
+    """Whose round is bought a second time while it is at work, as by a restart that takes it for dead."""
+
+    meanwhile: Callable[[Any], object]
+    identity: str = '{"kind": "overtaken"}'
+    name: str = "slow"
+
+    def price(self, _: Question) -> float:
+        return 0.5
+
+    def __call__(self, asks: Sequence[Ask], _: Workplace) -> Iterator[Answered]:
+        if self.name == "slow":
+            self.meanwhile(Overtaken(self.meanwhile, name="fast"))
+        yield [(ask, Answer(choice="tie", annotator=self.name)) for ask in asks]
+
+
+def test_status_says_how_often_an_answer_was_bought_again_and_for_how_much(
+    labels: Run, ledger: Ledger, tmp_path: Path
+) -> None:
+    workplace = Workplace(settings=Settings(home=tmp_path), lineage="demo", round=1)
+
+    def buy(labeller: Any) -> object:
+        return ledger.buy(questions(0, 1), labeller, Account(lineage="demo", round=1), workplace, repeats=3)
+
+    buy(Overtaken(buy))
+    output = labels("status")
+    assert (
+        "6 times an answer was bought again, for 3 more: 14 distinct (pair, labeller, repetition), 14 bought, 7 paid; "
+        "they serve 18 charges, so that 4 times a label was used again and not paid again ledger"
+    ) in " ".join(output.split())
+    (line,) = (line for line in output.splitlines() if "overtaken" in line)
+    assert [cell.strip() for cell in line.strip("│ ").split("│")][2:] == ["2", "6", "6", "0", "3", "1", "0"]
+    path = tmp_path / "answers.jsonl"
+    labels("export", "--format", "answers", "--labeller", "overtaken", "--out", str(path))
+    brought = labels("import", str(path), "--format", "answers", "--lineage", "demo", "--labeller", "overtaken")
+    assert brought.splitlines()[0] == "12 held already"
+
+
+def test_status_counts_what_changed_and_what_is_charged_to_nobody(labels: Run, ledger: Ledger) -> None:
+    first, second = (one.question for one in ledger.open_questions("people"))
+    for name, choice in (("anna", "first"), ("bert", "tie"), ("anna", "tie")):
+        ledger.answer(first, CREW.identity, Answer(choice=choice, annotator=name))  # type: ignore[arg-type]
+    ledger.close("people", 0)
+    ledger.answer(second, CREW.identity, Answer(choice="abstain", annotator="anna"))
+    charges, rest = labels("status").split("answers by labeller")
+    assert cells(charges, "people") == ["people", "1", "2", "0", "0", "", "3", "6"]
+    assert cells(rest, "people")[2:] == ["1", "1", "1", "0", "1", "1", "1"]
+    assert (
+        "each label was bought once: 11 distinct (pair, labeller, repetition), 11 bought, 10 paid; they serve 13 "
+        "charges, so that 4 times a label was used again and not paid again; 2 are charged to nobody: they came late, "
+        "or nobody asked for so many; 1 answers were changed later and are kept as history"
+    ) in " ".join(rest.split())
 
 
 def test_status_of_an_empty_home_says_so_and_makes_no_ledger(labels: Run, tmp_path: Path) -> None:

@@ -104,13 +104,13 @@ class Round:
             return self.tracker.tags_of_round(self.workplace.lineage, self.workplace.round)[PLACE_TAG]
         reviews = Reviews(tracker=self.tracker)
         (item,) = reviews.read({"pairwright.key": asked.key})
-        return reviews.address(item.queue, trace=item.trace)
+        return reviews.address(item.queue).replace("startReview=true", f"selectedItemId={item.trace}")
 
 
 def ask(tracker: Tracker, lineage: str, home: Path, questions: list[Question]) -> Round:
     settings = Settings(home=home)
     run = tracker.open_round(tracker.open_lineage(lineage, {}), lineage, round_number=0, tags={})
-    workplace = Workplace(settings=settings, scratch=home, lineage=lineage, round=0, tracker=tracker, run=run)
+    workplace = Workplace(settings=settings, lineage=lineage, round=0, tracker=tracker, run=run)
     asked = Round(Ledger(url=settings.ledger), workplace, questions)
     assert asked.labels() == [[] for _ in questions]
     return asked

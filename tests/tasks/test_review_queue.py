@@ -90,9 +90,7 @@ def make_crew(store: Tracker, tmp_path: Path, request: pytest.FixtureRequest) ->
         lineage = request.node.name[:60]
         run = store.open_round(store.open_lineage(lineage, {}), lineage, round_number=number, tags={})
         settings = Settings(home=tmp_path)
-        workplace = Workplace(
-            settings=settings, scratch=tmp_path, lineage=lineage, round=number, tracker=store, run=run
-        )
+        workplace = Workplace(settings=settings, lineage=lineage, round=number, tracker=store, run=run)
         return Crew(ledger=Ledger(url=settings.ledger), workplace=workplace, tracker=store, run=run)
 
     return make
@@ -191,7 +189,7 @@ def test_what_is_said_after_the_round_has_closed_is_kept_for_the_next(make_crew:
     crew.say("rain", "A")
     assert crew.take_in() == ["kept"]
     assert crew.take_in() == []
-    assert crew.ledger.late(crew.lineage) == [question("rain").key]
+    assert crew.ledger.answered(crew.lineage, before=1) == {question("rain").key}
 
 
 def test_a_ledger_that_was_lost_gets_the_answers_again(crew: Crew) -> None:
@@ -216,13 +214,13 @@ def test_a_pair_that_this_ledger_does_not_know_is_refused_and_left_to_the_one_th
     assert crew.take_in() == ["counted"]
 
 
-def test_other_rounds_can_be_left_alone(make_crew: Callable[[int], Crew]) -> None:
+def test_a_later_round_takes_in_what_is_said_in_the_queues_of_earlier_ones(make_crew: Callable[[int], Crew]) -> None:
     early, late = make_crew(0), make_crew(1)
     early.ask("rain")
     late.ask("snow")
     early.say("rain", "A")
-    assert take_in(late.ledger, late.tracker, late.lineage, rounds=[1]).receipts == []
-    assert len(take_in(late.ledger, late.tracker, late.lineage, rounds=[0, 1]).receipts) == 1
+    assert not take_in(late.ledger, late.tracker, late.lineage, round_number=1).receipts, "it was asked to look at one"
+    assert late.take_in() == ["counted"]
 
 
 def test_a_long_pair_has_a_preview_for_every_database(crew: Crew) -> None:
@@ -241,14 +239,14 @@ def test_a_store_without_review_queues_warns_and_leaves_the_page(
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     old = Tracker(tracking_uri=f"file://{tmp_path / 'mlruns'}", experiment="old")
     run = old.open_lineage("old", {})
-    where = Workplace(settings=crew.workplace.settings, scratch=tmp_path, lineage="old", round=0, tracker=old, run=run)
+    where = Workplace(settings=crew.workplace.settings, lineage="old", round=0, tracker=old, run=run)
     with caplog.at_level(logging.WARNING):
-        assert offer([Ask(question=question("rain"))], "people", where) is None
+        offer([Ask(question=question("rain"))], "people", where)
     assert "no review queues" in caplog.text
     assert "pairwright label old" in caplog.text
 
 
 def test_without_a_run_nothing_is_offered(crew: Crew, tmp_path: Path) -> None:
-    bare = Workplace(settings=crew.workplace.settings, scratch=tmp_path, lineage=crew.lineage, round=0)
-    assert offer([Ask(question=question("rain"))], "people", bare) is None
-    assert take_in(crew.ledger, crew.tracker, crew.lineage).receipts == []
+    bare = Workplace(settings=crew.workplace.settings, lineage=crew.lineage, round=0)
+    offer([Ask(question=question("rain"))], "people", bare)
+    assert list(crew.reviews.read({"pairwright.lineage": crew.lineage})) == []

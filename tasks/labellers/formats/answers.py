@@ -15,9 +15,9 @@ from tasks.labellers.formats.parts import (
     Given,
     Holding,
     Spoken,
+    each_given,
     keyed,
     messages_of,
-    parsed,
     turned_answer,
     turned_question,
 )
@@ -170,14 +170,7 @@ class Answers:
 
     def given(self, placed: Sequence[Placed], faults: Faults) -> list[Given]:
         """The answers of a file's rows, in their order; faults are noted."""
-        found = []
-        for one in placed:
-            row = parsed(one, AnswerRow, faults)
-            try:
-                found += [row.given(one.where)] if row else []
-            except ValueError as error:
-                faults.add(one.where, str(error))
-        return found
+        return each_given(placed, AnswerRow, AnswerRow.given, faults)
 
 
 def _json(detail: dict[str, float | str]) -> str:

@@ -101,8 +101,8 @@ class LabelStudio:
     def table(self, holding: Holding) -> tuple[list[Row], pa.Schema]:
         """A task for every pair with an answer in force, and for every open question."""
         answered = [entry for entry in holding.entries if not entry.superseded]
-        asked = [one.question for one in holding.open_questions]
-        questions = {question.key: question for question in (*map(_question, answered), *asked)}
+        asked = [*(entry.question for entry in answered), *(one.question for one in holding.open_questions)]
+        questions = {question.key: question for question in asked}
         tasks: dict[str, Row] = {
             key: {"data": _data(shown(question, holding.seed)), "annotations": []}
             for key, question in questions.items()
@@ -121,10 +121,6 @@ class LabelStudio:
             elif task := parsed(one, _Task, faults):
                 found += _given(one.where, task, faults)
         return found
-
-
-def _question(entry: Entry) -> Question:
-    return Question(key=entry.key, messages=entry.messages, first=entry.first, second=entry.second)
 
 
 def _data(question: Question) -> Row:

@@ -15,6 +15,7 @@ from tasks.labellers.formats.parts import (
     Holding,
     Spoken,
     Written,
+    each_given,
     keyed,
     messages_of,
     parsed,
@@ -101,14 +102,7 @@ class Preference:
 
     def given(self, placed: Sequence[Placed], faults: Faults) -> list[Given]:
         """An answer for each row, which prefers its first response; faults are noted."""
-        found = []
-        for one in placed:
-            row = parsed(one, _PreferenceRow, faults)
-            try:
-                found += [row.given(one.where)] if row else []
-            except ValueError as error:
-                faults.add(one.where, str(error))
-        return found
+        return each_given(placed, _PreferenceRow, _PreferenceRow.given, faults)
 
 
 @dataclass(frozen=True, kw_only=True)

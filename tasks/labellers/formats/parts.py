@@ -1,6 +1,6 @@
 """What the formats share: an answer that a file gives, prompts and completions as TRL writes them, faults in words."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, TypeVar
@@ -82,6 +82,20 @@ def parsed(placed: Placed, model: type[Model], faults: Faults) -> Model | None:
             said = f"no {place!r}, found {sorted(placed.row)}" if missing else f"{place}: {_said(fault)}"
             faults.add(placed.where, said)
         return None
+
+
+def each_given(
+    placed: Sequence[Placed], model: type[Model], given: Callable[[Model, str], Given], faults: Faults
+) -> list[Given]:
+    """The answers that rows of a model give, in their order; faults of the rows, and ValueErrors, are noted."""
+    found = []
+    for one in placed:
+        row = parsed(one, model, faults)
+        try:
+            found += [given(row, one.where)] if row else []
+        except ValueError as error:
+            faults.add(one.where, str(error))
+    return found
 
 
 def _said(fault: Mapping[str, Any]) -> str:

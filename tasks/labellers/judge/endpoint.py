@@ -5,13 +5,13 @@ import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, NonNegativeInt, ValidationError
 
 from cluster.errors import InputError, LabellerError
+from cluster.preflight import is_loopback, without_password
 from tasks.labellers.judge.rubric import Verdict, read_verdict
 
 if TYPE_CHECKING:
@@ -62,8 +62,7 @@ class Endpoint:
     @property
     def address(self) -> str:
         """The address in force, without a password."""
-        parts = urlsplit(self._url)
-        return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+        return without_password(self._url)
 
     @property
     def patience(self) -> float:
@@ -74,7 +73,7 @@ class Endpoint:
         """A client, to be closed after use.
 
         Raises:
-            InputError: the key is missing.
+            InputError: the key is missing, or holds what no key does.
         """
         from openai import AsyncOpenAI
 
@@ -84,7 +83,8 @@ class Endpoint:
         """The names of the models that are served.
 
         Raises:
-            InputError: the key is missing, nothing answers, or what answers has no list of models.
+            InputError: the key is missing or holds what no key does, nothing answers, or what answers has no list of
+                models.
         """
         from openai import APIConnectionError, APIStatusError, OpenAI
 
@@ -94,29 +94,49 @@ class Endpoint:
                 text = client.models.with_raw_response.list().text
             except APIConnectionError as error:
                 raise InputError(
-                    f"no judge answers at {self.address} ({error.__cause__ or error}): "
+                    f"no judge answers at {self.address} ({self.masked(str(error.__cause__ or error))}): "
                     "start it, or correct labeller.endpoint.base_url"
                 ) from error
             except APIStatusError as error:
-                raise InputError(_refusal(error, self)) from error
+                raise InputError(_refusal(error, self)) from None
         return self._names(text)
+
+    def masked(self, text: str) -> str:
+        """What an endpoint or a library said, with *** for the key."""
+        return text.replace(self._secret, "***") if self._secret else text
+
+    def quoted(self, text: str) -> str:
+        """The beginning of what an endpoint said, on one line."""
+        line = " ".join(self.masked(text).split())
+        return repr(line if len(line) <= QUOTED else f"{line[:QUOTED]}...")
 
     def _names(self, text: str) -> list[str]:
         try:
             return [model.id for model in _Models.model_validate_json(text).data]
-        except ValidationError as error:
+        except ValidationError:
             raise InputError(
                 f"what answers at {self.address} is no OpenAI-compatible endpoint "
-                f"(its list of models is {_quote(text)}): correct labeller.endpoint.base_url, which usually ends in /v1"
-            ) from error
+                f"(its list of models is {self.quoted(text)}): "
+                "correct labeller.endpoint.base_url, which usually ends in /v1"
+            ) from None
 
     @property
     def _url(self) -> str:
         return self.base_url or os.environ.get("OPENAI_BASE_URL") or OPENAI
 
+    @property
+    def _secret(self) -> str:
+        """The key in force; empty: there is none."""
+        return "" if self.api_key_env is None else os.environ.get(self.api_key_env, "").strip()
+
     def _key(self) -> str:
-        key = os.environ.get(self.api_key_env) if self.api_key_env is not None else NO_KEY
-        if not key and not _is_loopback(urlsplit(self._url).hostname or ""):
+        key = self._secret
+        if not (key.isascii() and key.isprintable()):
+            raise InputError(
+                f"the environment variable {self.api_key_env}, which labeller.endpoint.api_key_env names, holds other "
+                "characters than printable ASCII: set it to the key alone"
+            )
+        if not key and self.api_key_env is not None and not is_loopback(urlsplit(self._url).hostname or ""):
             raise InputError(
                 f"the environment variable {self.api_key_env}, which labeller.endpoint.api_key_env names, is not set: "
                 f"set it to the key for {self.address}, or write api_key_env: null where none is needed"
@@ -205,17 +225,17 @@ async def _complete(client: "AsyncOpenAI", endpoint: Endpoint, request: Mapping[
     except APIStatusError as error:
         num_retries = num_spent + _num_retries(error)
         if error.status_code in ABOUT_THE_TEXTS:
-            return Reply(refusal=_status(error), num_retries=num_retries)
+            return Reply(refusal=_status(error, endpoint), num_retries=num_retries)
         _refuse(error, endpoint, num_retries=num_retries)
     except APIConnectionError as error:
         answer = f"{error} {error.__cause__ or ''}".strip()
-        raise _gave_up(endpoint, answer, num_retries=num_spent + _num_retries(error)) from error
+        raise _gave_up(endpoint, endpoint.masked(answer), num_retries=num_spent + _num_retries(error)) from error
     num_retries = num_spent + raw.retries_taken
     try:
         return _reply(_Completion.model_validate_json(raw.text), num_retries)
     except ValidationError:
         if num_retries >= endpoint.max_retries:
-            answer = f"what is no chat completion: {_quote(raw.text)}"
+            answer = f"what is no chat completion: {endpoint.quoted(raw.text)}"
             raise _gave_up(endpoint, answer, num_retries=num_retries) from None
     await asyncio.sleep(min(0.5 * 2**num_retries, 8.0))
     return await _complete(client, endpoint, request, num_spent=num_retries + 1)
@@ -234,14 +254,16 @@ def _reply(completion: _Completion, num_retries: int) -> Reply:
 
 
 def _refuse(error: "APIStatusError", endpoint: Endpoint, *, num_retries: int) -> NoReturn:
-    """Raise what a status means that is no reply."""
+    """Raise what a status means that is no reply; not from `error`, whose text may hold the key."""
     if error.status_code in {408, 409, 429} or error.status_code >= 500:
-        raise _gave_up(endpoint, _status(error), num_retries=num_retries) from error
-    raise InputError(_refusal(error, endpoint)) from error
+        raise _gave_up(endpoint, _status(error, endpoint), num_retries=num_retries) from None
+    raise InputError(_refusal(error, endpoint)) from None
 
 
 def _refusal(error: "APIStatusError", endpoint: Endpoint) -> str:
-    return f"the judge at {endpoint.address} refuses ({_status(error)}): {_HINTS.get(error.status_code, _HINT)}"
+    return (
+        f"the judge at {endpoint.address} refuses ({_status(error, endpoint)}): {_HINTS.get(error.status_code, _HINT)}"
+    )
 
 
 _HINT = "see that labeller.endpoint.base_url names an OpenAI-compatible endpoint"
@@ -264,18 +286,7 @@ def _num_retries(error: "APIError") -> int:
     return int(error.request.headers.get("x-stainless-retry-count", "0"))
 
 
-def _status(error: "APIStatusError") -> str:
+def _status(error: "APIStatusError", endpoint: Endpoint) -> str:
     """Its number, and what the endpoint said about it."""
-    return f"HTTP status {error.status_code}: {_quote(error.response.text or error.response.reason_phrase)}"
-
-
-def _quote(text: str) -> str:
-    line = " ".join(text.split())
-    return repr(line if len(line) <= QUOTED else f"{line[:QUOTED]}...")
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return host == "localhost" or ip_address(host).is_loopback
-    except ValueError:
-        return False
+    said = error.response.text or error.response.reason_phrase
+    return f"HTTP status {error.status_code}: {endpoint.quoted(said)}"

@@ -3,13 +3,12 @@
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from cluster.errors import InputError
-from cluster.traces import Trace, log_traces
+from cluster.traces import Trace
 from tasks.labellers.judge.endpoint import Endpoint, Reply
 from tasks.labellers.judge.measures import (
     ASKED,
@@ -30,7 +29,7 @@ from tasks.labellers.judge.rubric import (
     settle,
 )
 from tasks.labellers.judge.session import Case, hear
-from tasks.labellers.judge.traces import trace
+from tasks.labellers.judge.traces import Scribe, trace
 from tasks.labellers.protocol import Answer, Answered, Ask, Label, Question, Workplace
 
 TEMPLATE_TOKENS = 512
@@ -64,7 +63,9 @@ class Judge:
     Repetition r is asked with seed + r.
 
     A cost is what the endpoint counted, at `prices`; of a reply whose tokens it didn't count, the bound. Attempts
-    that brought no reply have no count, and a provider may bill them: the reserve (`price`) covers them too.
+    that brought no reply have no count, and a provider may bill them: the reserve (`price`) covers them too. Where
+    the second order brings an error after the first was answered, the pair is asked anew in both by the next attempt
+    at the round, and what that first reply cost stands in no account.
     """
 
     kind: Literal["judge"] = "judge"
@@ -133,19 +134,12 @@ class Judge:
             InputError: the endpoint refuses the key, the model or the settings.
             LabellerError: the endpoint gave no reply in all its attempts.
         """
-        written: list[Future[None]] = []
-        with (
-            ThreadPoolExecutor(1, thread_name_prefix="traces") as scribe,
-            closing(hear(asks, self.endpoint, self._request)) as cases,
-        ):
+        with Scribe(workplace) as scribe, closing(hear(asks, self.endpoint, self._request)) as cases:
             for finished in cases:
                 answers = [self._answer(case) for case in finished]
                 yield [(case.ask, answer) for case, answer in zip(finished, answers, strict=True)]
-                if workplace.tracker is not None and workplace.run is not None:
-                    traces = self._traces(finished, answers, workplace)
-                    written.append(scribe.submit(log_traces, workplace.tracker, workplace.run, traces))
-        for writing in written:
-            writing.result()
+                if scribe.is_writing:
+                    scribe.write(self._traces(finished, answers, workplace))
 
     def measures(self, labels: Sequence[Label]) -> Mapping[str, float]:
         """Position bias, replies without a verdict, tokens, cost, retries and seconds; see `judge_measures`."""

@@ -61,7 +61,7 @@ class _Session:
 
     def __init__(self, client: "AsyncOpenAI", endpoint: Endpoint, compose: Compose) -> None:
         self._client, self._endpoint, self._compose = client, endpoint, compose
-        self._is_sound = False
+        self._is_sound = False  # whether it has taken a hearing since it last refused one
         self._probing = asyncio.Lock()
         self._failures: list[InputError | LabellerError] = []
 
@@ -96,15 +96,19 @@ class _Session:
             self._is_sound = True
             return reply
         async with self._probing:
-            return reply if self._is_sound else await self._probe(reply)
+            if not self._is_sound:
+                return await self._probe(reply)
+            self._is_sound = False
+            return reply
 
     async def _probe(self, refused: Reply) -> Reply:
-        """See by a hearing without texts whether a refusal is about the texts or about the settings, once."""
+        """See by a hearing without texts whether a refusal is about the texts, or about the settings or the account."""
         probe = await complete(self._client, self._endpoint, self._compose(BLANK, 0))
         if probe.refusal:
             raise InputError(
                 f"the judge at {self._endpoint.address} refuses every question ({probe.refusal}): "
-                "change the labeller's settings that it names, such as max_tokens, temperature, seed or constrained"
+                "change the labeller's settings that it names, such as max_tokens, temperature, seed or constrained, "
+                "or see to the account that it names; what it has answered is kept"
             )
         self._is_sound = True
         return replace(refused, tokens_in=probe.tokens_in, tokens_out=probe.tokens_out)

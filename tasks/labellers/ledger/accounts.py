@@ -26,17 +26,33 @@ def reserve(connection: Connection, order: Order) -> list[AskState]:
     keep_texts(connection, order.questions)
     keep_asks(connection, order)
     asks = states(connection, order)
-    now = datetime.now(UTC)
-    charges = [charge for ask in asks if (charge := _charge(ask, order, now)) is not None]
-    _check_budget(connection, asks, charges, order.account)
-    upsert_charges(connection, charges)
+    _put_on_account(connection, asks, order)
     return asks
+
+
+def use_known(connection: Connection, order: Order) -> None:
+    """Charge the answers to an order that are in force, and nothing else.
+
+    Raises:
+        InputError: the account's budget doesn't suffice.
+        InputError: a question's key stands for other responses.
+    """
+    asks = [ask for ask in states(connection, order) if ask.answer is not None]
+    keep_texts(connection, {ask.key: order.questions[ask.key] for ask in asks})
+    _put_on_account(connection, asks, order)
 
 
 def close(connection: Connection, lineage: str, round_number: int) -> int:
     """Release what a round reserved for asks without an answer; gives how many."""
     reserved = (CHARGES.c.lineage == lineage, CHARGES.c.round == round_number, CHARGES.c.state == RESERVED)
     return connection.execute(update(CHARGES).where(*reserved).values(state=RELEASED)).rowcount
+
+
+def _put_on_account(connection: Connection, asks: Sequence[AskState], order: Order) -> None:
+    now = datetime.now(UTC)
+    charges = [charge for ask in asks if (charge := _charge(ask, order, now)) is not None]
+    _check_budget(connection, asks, charges, order.account)
+    upsert_charges(connection, charges)
 
 
 def _charge(ask: AskState, order: Order, now: datetime) -> dict[str, Any] | None:
@@ -68,7 +84,8 @@ def _check_budget(
             f"lineage {account.lineage!r} may spend {account.budget:g} on labels (labelling.budget): {charged:g} "
             f"are charged and {reserved:g} reserved for other answers, and round {account.round} asks for "
             f"{len(charges)} answers at {wanted:g}. Nothing was bought: "
-            "raise labelling.budget, or lower selection.budget or labelling.repeats"
+            "raise labelling.budget, which may change under a lineage, or start a lineage of another name that asks "
+            "for fewer answers"
         )
 
 

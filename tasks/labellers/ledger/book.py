@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Self
 from urllib.parse import quote
@@ -74,16 +75,30 @@ class Ledger:
             InputError: the ledger holds other responses under a question's key; nothing was changed.
             ValueError: the labeller broke the protocol.
         """
-        if repeats < 1:
-            raise InputError(f"labelling.repeats is {repeats}: expected 1 or more")
-        if account.budget is not None and not 0 <= account.budget < math.inf:
-            raise InputError(f"labelling.budget is {account.budget}: expected a finite number, 0 or more")
+        order = self._order(questions, labeller, account, repeats)
         if not questions:
             return []
-        order = self._order(questions, labeller, account, repeats)
         claim = Claim(token=uuid4().hex, account=account, lease=self.lease)
         Purchase(database=self.database, order=order, claim=claim, labeller=labeller, workplace=workplace)()
         with self.database.reading() as connection:
+            return labels_of(connection, order, questions)
+
+    def use_known(
+        self, questions: Sequence[Question], labeller: Labeller, account: Account, *, repeats: int = 1
+    ) -> list[list[Label]]:
+        """Get the answers to the questions that the ledger holds, as `buy` does: charge them, and no others.
+
+        Nobody is asked and nothing is reserved, so that questions have as few labels as there are answers, or none.
+
+        Raises:
+            InputError: `repeats` is below 1, or the account's budget doesn't suffice; nothing was changed.
+            InputError: the ledger holds other responses under a question's key; nothing was changed.
+        """
+        order = self._order(questions, labeller, account, repeats)
+        if not questions:
+            return []
+        with self.database.writing() as connection:
+            accounts.use_known(connection, order)
             return labels_of(connection, order, questions)
 
     def answer(self, shown: Question, labeller: str, answer: Answer) -> Receipt:
@@ -112,13 +127,13 @@ class Ledger:
         with self.database.writing() as connection:
             return accounts.close(connection, lineage, round_number)
 
-    def late(self, lineage: str) -> list[str]:
-        """Keys of questions answered after the lineage's round had closed, and not used by the lineage yet.
+    def answered(self, lineage: str, *, before: int) -> set[str]:
+        """Keys of questions that a lineage asked in rounds before this one and that have an answer by now.
 
-        Buying them uses them.
+        It may have come in time, while its round was closing, or after that.
         """
         with self.database.reading() as connection:
-            return reports.late(connection, lineage)
+            return reports.answered(connection, lineage, before)
 
     def progress(self, lineage: str, round_number: int) -> Progress:
         """How far the answers are that a round was the last of its lineage to ask for.
@@ -138,22 +153,41 @@ class Ledger:
         with self.database.reading() as connection:
             return reports.lineages(connection)
 
-    def entries(self, lineage: str | None = None) -> Iterator[Entry]:
+    def latest_round(self, lineage: str) -> int | None:
+        """The last round in which a lineage asked anything; None: it never did."""
+        with self.database.reading() as connection:
+            return reports.latest_round(connection, lineage)
+
+    def entries(
+        self, lineage: str | None = None, *, annotator: str | None = None, since: datetime | None = None
+    ) -> Iterator[Entry]:
         """Every answer charged to a lineage, or every answer, with those that were superseded, as they came.
+
+        With `annotator` only that annotator's; with `since` those that came at that moment or later.
 
         Ledgers of the first version kept no texts: answers from such a one appear once their pair is asked again.
         """
-        page = self._page(lineage, after=0)
-        while page:
+        last = 0
+        while page := self._page(lineage, after=last, annotator=annotator, since=since):
             yield from (entry for _, entry in page)
-            page = self._page(lineage, after=page[-1][0])
+            last = page[-1][0]
 
-    def _page(self, lineage: str | None, *, after: int) -> Sequence[tuple[int, Entry]]:
+    def _page(
+        self, lineage: str | None, *, after: int, annotator: str | None, since: datetime | None
+    ) -> Sequence[tuple[int, Entry]]:
         with self.database.reading() as connection:
-            return reports.entries(connection, lineage, after)
+            return reports.entries(connection, lineage, after=after, annotator=annotator, since=since)
 
     def _order(self, questions: Sequence[Question], labeller: Labeller, account: Account, repeats: int) -> Order:
-        """Each pair once, as labellers see it."""
+        """Each pair once, as labellers see it.
+
+        Raises:
+            InputError: the repetitions or the budget are no such numbers.
+        """
+        if repeats < 1:
+            raise InputError(f"labelling.repeats is {repeats}: expected 1 or more")
+        if account.budget is not None and not 0 <= account.budget < math.inf:
+            raise InputError(f"labelling.budget is {account.budget}: expected a finite number, 0 or more")
         unique = {question.key: shown(question, self.seed) for question in questions}
         prices = {key: labeller.price(question) for key, question in unique.items()}
         for key, price in prices.items():

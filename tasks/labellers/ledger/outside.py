@@ -1,6 +1,6 @@
 """Answers from outside: what people and files say to questions that were asked."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,13 +20,17 @@ class _Ask:
 
     id: int
     price: float
+    """What whoever asked first would have paid."""
     asker: Account
     is_answered: bool
     annotator: str | None
     cost: float | None
     buyer: Account
-    waiting: tuple[Account, ...]
-    given_up: tuple[Account, ...]
+    waiting: Mapping[Account, float]
+    """With what each has reserved."""
+    given_up: Collection[Account]
+    users: Collection[Account]
+    """Who is charged for its answer."""
 
 
 def record(connection: Connection, shown: Question, labeller: str, answer: Answer) -> Receipt:
@@ -45,7 +49,8 @@ def record(connection: Connection, shown: Question, labeller: str, answer: Answe
     if waited is not None:
         return _count(connection, waited, shown, answer)
     if unanswered:
-        return _keep_late(connection, unanswered[0], shown, answer)
+        used_by = {account.lineage for ask in asks for account in ask.users}
+        return _keep_late(connection, unanswered[0], shown, answer, used_by)
     return _keep_surplus(connection, asks[-1], shown, answer)
 
 
@@ -79,7 +84,7 @@ def _asks(connection: Connection, shown: Question, labeller: str) -> list[_Ask]:
 
 
 def _ask(row: Row[Any], charges: Sequence[Row[Any]]) -> _Ask:
-    asker, waiting = Account(lineage=row.lineage, round=row.round), _accounts(charges, RESERVED)
+    asker = Account(lineage=row.lineage, round=row.round)
     return _Ask(
         id=row.id,
         price=row.price,
@@ -88,17 +93,22 @@ def _ask(row: Row[Any], charges: Sequence[Row[Any]]) -> _Ask:
         annotator=row.annotator,
         cost=row.cost,
         buyer=asker if row.buyer is None else Account(lineage=row.buyer, round=row.buyer_round),
-        waiting=waiting,
+        waiting=_accounts(charges, RESERVED),
         given_up=_accounts(charges, RELEASED),
+        users=_accounts(charges, SETTLED),
     )
 
 
-def _accounts(charges: Sequence[Row[Any]], state: str) -> tuple[Account, ...]:
-    return tuple(Account(lineage=charge.lineage, round=charge.round) for charge in charges if charge.state == state)
+def _accounts(charges: Sequence[Row[Any]], state: str) -> dict[Account, float]:
+    """Who has charges in this state, in the order in which they asked, with their costs."""
+    return {
+        Account(lineage=charge.lineage, round=charge.round): charge.cost for charge in charges if charge.state == state
+    }
 
 
 def _row(ask: _Ask, shown: Question, answer: Answer, *, buyer: Account) -> dict[str, Any]:
-    limit = ask.price if ask.cost is None else ask.cost
+    """What it may cost is what its buyer reserved; where nobody waits, what was paid before, or its price then."""
+    limit = ask.waiting.get(buyer, ask.price) if ask.cost is None else ask.cost
     if answer.cost is not None and answer.cost > limit * (1 + 1e-9):
         raise InputError(
             f"the answer to {shown.key} costs {answer.cost:g}, expected {limit:g} at most, which is reserved for it "
@@ -118,15 +128,16 @@ def _replace(connection: Connection, ask: _Ask, shown: Question, answer: Answer)
 
 def _count(connection: Connection, ask: _Ask, shown: Question, answer: Answer) -> Receipt:
     """It is bought for the lineage that asked first, if that still waits, else for the first that does."""
-    buyer = next((account for account in ask.waiting if account.lineage == ask.asker.lineage), ask.waiting[0])
+    buyer = min(ask.waiting, key=lambda account: account.lineage != ask.asker.lineage)
     put_in_force(connection, [_row(ask, shown, answer, buyer=buyer)])
     return Receipt(status="counted", reason=f"it counts for {_names(ask.waiting)}")
 
 
-def _keep_late(connection: Connection, ask: _Ask, shown: Question, answer: Answer) -> Receipt:
+def _keep_late(connection: Connection, ask: _Ask, shown: Question, answer: Answer, used_by: Collection[str]) -> Receipt:
+    """It serves no lineage that uses another answer to the pair, which has its outcome there."""
     put_in_force(connection, [_row(ask, shown, answer, buyer=ask.asker)])
-    reason = f"{_names(ask.given_up)} has closed: the answer is kept and serves the next round"
-    return Receipt(status="kept", reason=reason)
+    serves = " and serves the next round" if not any(account.lineage in used_by for account in ask.given_up) else ""
+    return Receipt(status="kept", reason=f"{_names(ask.given_up)} has closed: the answer is kept{serves}")
 
 
 def _keep_surplus(connection: Connection, last: _Ask, shown: Question, answer: Answer) -> Receipt:
@@ -139,5 +150,5 @@ def _keep_surplus(connection: Connection, last: _Ask, shown: Question, answer: A
     return Receipt(status="kept", reason="nobody asks for more answers to this question: the answer is kept")
 
 
-def _names(accounts: Sequence[Account]) -> str:
+def _names(accounts: Collection[Account]) -> str:
     return ", ".join(f"round {account.round} of lineage {account.lineage!r}" for account in accounts)

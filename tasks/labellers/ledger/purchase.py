@@ -3,7 +3,7 @@
 import time
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from sqlalchemy import Connection
 
@@ -27,6 +27,8 @@ class Purchase:
     claim: Claim
     labeller: Labeller
     workplace: Workplace
+    put: set[int] = field(default_factory=set)
+    """Asks that were put to the labeller."""
 
     def __call__(self) -> None:
         """Ask for what nobody has answered or is being asked for; wait for the rest; take over from the dead."""
@@ -52,12 +54,17 @@ class Purchase:
         return mine
 
     def _undone(self, connection: Connection) -> list[AskState]:
-        """Asks that somebody is about to answer or has given up; what was left open for people is not waited for."""
-        return [ask for ask in states(connection, self.order, unanswered=True) if not ask.left_open]
+        """Asks that somebody is about to answer or has given up, or that this labeller was never shown.
+
+        What it was shown and anybody left open is not waited for.
+        """
+        unanswered = states(connection, self.order, unanswered=True)
+        return [ask for ask in unanswered if not (ask.left_open and ask.id in self.put)]
 
     def _work(self, mine: Sequence[AskState]) -> None:
         if not mine:
             return
+        self.put.update(state.id for state in mine)
         asks = [Ask(question=self.order.questions[state.key], repetition=state.repetition) for state in mine]
         ids = {(state.key, state.repetition): state.id for state in mine}
         with self._held(), self.claim.kept_alive(self.database):

@@ -39,6 +39,9 @@ class Spend:
     """Answers bought for this lineage first."""
     paid: float
     """Their cost: what was really paid."""
+    num_repeated: int
+    """Of these, such as cost something and were put to their labeller again after a purchase had ended without them:
+    at most so many were paid twice, for the labeller may have been at work on them then."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,3 +111,8 @@ class Entry:
     superseded: bool
     """Whether another answer to the same ask is in force."""
     detail: Mapping[str, float | str]
+
+    @property
+    def question(self) -> Question:
+        """What was asked, in the sorted order of the texts."""
+        return Question(key=self.key, messages=self.messages, first=self.first, second=self.second)

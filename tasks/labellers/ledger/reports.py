@@ -1,9 +1,10 @@
-"""What the ledger tells: spend, progress, open questions, late answers, every entry."""
+"""What the ledger tells: spend, progress, open questions, what was answered, every entry."""
 
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Row, and_, case, func, select, true
+from sqlalchemy import ColumnElement, Connection, Row, and_, case, false, func, select, true
 
 from tasks.labellers.ledger.answers import oriented
 from tasks.labellers.ledger.contents import shown
@@ -14,7 +15,6 @@ from tasks.labellers.ledger.schema import (
     CHARGES,
     LABELLERS,
     PAIRS,
-    RELEASED,
     RESERVED,
     SETTLED,
     in_force,
@@ -29,13 +29,14 @@ PAGE = 1000
 def spend(connection: Connection, lineage: str | None) -> Spend:
     """What a lineage, or all of them together, was charged and paid."""
     charged = select(CHARGES.c.state, func.count(), total(CHARGES.c.cost)).group_by(CHARGES.c.state)
-    bought = select(func.count(), total(ANSWERS.c.cost)).join(ASKS, in_force())
+    is_repeated = and_(ASKS.c.num_attempts > 1, ASKS.c.left_open == false(), ANSWERS.c.cost > 0)
+    bought = select(func.count(), total(ANSWERS.c.cost), _count(is_repeated)).join(ASKS, in_force())
     if lineage is not None:
         charged, bought = charged.where(CHARGES.c.lineage == lineage), bought.where(ANSWERS.c.lineage == lineage)
     sums = {state: (number, cost) for state, number, cost in connection.execute(charged)}
     num_labels, cost = sums.get(SETTLED, (0, 0.0))
     num_pending, pending = sums.get(RESERVED, (0, 0.0))
-    num_bought, paid = connection.execute(bought).one()
+    num_bought, paid, num_repeated = connection.execute(bought).one()
     return Spend(
         num_labels=num_labels,
         cost=cost,
@@ -43,6 +44,7 @@ def spend(connection: Connection, lineage: str | None) -> Spend:
         pending=pending,
         num_bought=num_bought,
         paid=paid,
+        num_repeated=num_repeated,
     )
 
 
@@ -133,15 +135,15 @@ def _of(lineage: str | None) -> ColumnElement[bool]:
     return true() if lineage is None else CHARGES.c.lineage == lineage
 
 
-def late(connection: Connection, lineage: str) -> list[str]:
-    """Keys of questions that a lineage's round gave up and that were answered since, in the order of the answers."""
+def answered(connection: Connection, lineage: str, before: int) -> set[str]:
+    """Keys of questions that a lineage asked in rounds before this one and to which an answer is in force."""
     query = (
         select(ASKS.c.key)
         .join(CHARGES, CHARGES.c.ask == ASKS.c.id)
-        .where(CHARGES.c.lineage == lineage, CHARGES.c.state == RELEASED, ASKS.c.answer.is_not(None))
-        .order_by(ASKS.c.answer)
+        .where(CHARGES.c.lineage == lineage, CHARGES.c.round < before, ASKS.c.answer.is_not(None))
+        .distinct()
     )
-    return list(dict.fromkeys(connection.execute(query).scalars()))
+    return set(connection.execute(query).scalars())
 
 
 def lineages(connection: Connection) -> list[str]:
@@ -149,7 +151,20 @@ def lineages(connection: Connection) -> list[str]:
     return list(connection.execute(select(CHARGES.c.lineage).distinct().order_by(CHARGES.c.lineage)).scalars())
 
 
-def entries(connection: Connection, lineage: str | None, after: int) -> Sequence[tuple[int, Entry]]:
+def latest_round(connection: Connection, lineage: str) -> int | None:
+    """The last round in which a lineage asked anything; None: it never did."""
+    last = select(func.max(CHARGES.c.round)).where(CHARGES.c.lineage == lineage)
+    return connection.execute(last).scalar_one_or_none()
+
+
+def entries(
+    connection: Connection,
+    lineage: str | None,
+    *,
+    after: int,
+    annotator: str | None = None,
+    since: datetime | None = None,
+) -> Sequence[tuple[int, Entry]]:
     """A page of answers with their numbers, from the first whose number is above `after`."""
     query = (
         select(
@@ -169,6 +184,10 @@ def entries(connection: Connection, lineage: str | None, after: int) -> Sequence
     if lineage is not None:
         is_charged = and_(CHARGES.c.ask == ASKS.c.id, CHARGES.c.lineage == lineage, CHARGES.c.state == SETTLED)
         query = query.join(CHARGES, is_charged)
+    if annotator is not None:
+        query = query.where(ANSWERS.c.annotator == annotator)
+    if since is not None:
+        query = query.where(ANSWERS.c.answered_at >= since)
     return [(row.id, _entry(row)) for row in connection.execute(query)]
 
 

@@ -176,7 +176,7 @@ def open_labelling(tmp_path: Path) -> Iterator[Callable[..., Labelling]]:
         settings = Settings(home=tmp_path / f"home-{len(opened)}")
         settings.store.mkdir(parents=True)
         labelling = Labelling(settings, command=command)
-        place = Workplace(settings=settings, scratch=tmp_path, lineage="ours", round=0)
+        place = Workplace(settings=settings, lineage="ours", round=0)
         people = PeopleLabeller(review_queue=False)
         account = Account(lineage="ours", round=0)
         labelling.ledger.buy([asked(*pair) for pair in pairs], people, account, place, repeats=repeats)

@@ -2,14 +2,16 @@
 
 import sqlite3
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from cluster.settings import Settings
+from flows.page import desk as desks
 from flows.page.desk import Desk, Sheet
 from flows.page.view import Press, answered, opening, undone
 from tasks.labellers.ledger import Account, Entry, Ledger, question_key
@@ -19,6 +21,18 @@ from tasks.labellers.protocol import Choice, Question, Workplace
 pytestmark = pytest.mark.labels
 
 MakeDesk = Callable[..., Desk]
+
+
+@dataclass(frozen=True, kw_only=True)
+class WatchedLedger(Ledger):
+    """A ledger that takes note of the answers that are read."""
+
+    read: list[Entry] = field(default_factory=list)
+
+    def entries(self, lineage: str | None = None, **which: Any) -> Iterator[Entry]:
+        for entry in super().entries(lineage, **which):
+            self.read.append(entry)
+            yield entry
 
 
 def question(number: int) -> Question:
@@ -35,7 +49,7 @@ def make_desk(tmp_path: Path) -> MakeDesk:
 
     def make(num_questions: int = 3, *, repeats: int = 1, round_number: int = 0, skip: int = 0) -> Desk:
         ledger = Ledger.at(tmp_path / "ledger.sqlite")
-        place = Workplace(settings=Settings(), scratch=tmp_path, lineage="ours", round=round_number)
+        place = Workplace(settings=Settings(), lineage="ours", round=round_number)
         asked = [question(number) for number in range(skip, skip + num_questions)]
         labeller = PeopleLabeller(instructions="Prefer what is true.", review_queue=False)
         ledger.buy(asked, labeller, Account(lineage="ours", round=round_number), place, repeats=repeats)
@@ -164,6 +178,14 @@ def test_a_second_press_for_one_sight_of_a_question_changes_nothing(make_desk: M
     assert preferred(entry) == shown.question.first
 
 
+def test_a_press_under_another_name_than_the_pair_was_shown_to_changes_nothing(make_desk: MakeDesk) -> None:
+    desk = make_desk(12, repeats=2)
+    for shown in label_all(desk, "ann", ["tie"] * 12):
+        assert press(desk, "Ann Smith", shown, "first").startswith("Not saved")
+    assert {entry.annotator for entry in entries(desk)} == {"ann"}
+    assert desk.look("Ann Smith").find(see(desk, "Ann Smith").ticket) is not None
+
+
 def test_a_question_of_another_lineage_is_not_answered(make_desk: MakeDesk) -> None:
     desk = make_desk(1)
     shown = see(replace(desk, lineage="ours"), "ann")
@@ -186,8 +208,8 @@ def test_a_ledger_that_takes_no_answer_is_told_of_and_the_question_stays(make_de
     hurried = Desk(ledger=replace(desk.ledger, patience=0.2), lineage="ours")
     with closing(sqlite3.connect(tmp_path / "ledger.sqlite", isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
-        view = answered(hurried, Press(annotator="ann", ticket=shown.ticket, choice="first"))
-    assert view.sheet == shown
+        view = answered(hurried, Press(annotator="ann", ticket=shown.ticket, choice="first", rationale="as it is true"))
+    assert view.sheet == replace(shown, rationale="as it is true"), "what was typed is not lost"
     assert view.said.startswith("Not saved: ")
     assert view.fault
     assert entries(desk) == []
@@ -197,6 +219,34 @@ def test_the_answer_that_completes_a_round_is_known_as_that(make_desk: MakeDesk)
     desk = make_desk(2)
     views = [answered(desk, Press(annotator="ann", ticket=see(desk, "ann").ticket, choice="abstain")) for _ in range(2)]
     assert [view.completes for view in views] == [False, True]
+
+
+def test_of_what_is_answered_a_look_reads_the_annotators_own_answers_of_the_round(make_desk: MakeDesk) -> None:
+    label_all(make_desk(2), "ann", ["first"] * 2)
+    desk = make_desk(3, repeats=2, round_number=1, skip=2)
+    label_all(desk, "ann", ["first"] * 3)
+    label_all(desk, "bob", ["first"] * 2)
+    watched = WatchedLedger(url=desk.ledger.url)
+    standing = replace(desk, ledger=watched).look("bob").standing
+    assert (standing.answered, standing.asked, standing.yours) == (5, 6, 2)
+    assert [(entry.annotator, entry.round) for entry in watched.read] == [("bob", 1)] * 2
+
+
+def test_where_nothing_is_open_the_last_round_is_told_of(make_desk: MakeDesk) -> None:
+    label_all(make_desk(1), "ann", ["first"])
+    desk = make_desk(2, round_number=1, skip=1)
+    label_all(desk, "ann", ["tie"] * 2)
+    standing = desk.look("ann").standing
+    assert (standing.answered, standing.asked, standing.yours) == (2, 2, 2)
+
+
+def test_whoever_left_is_forgotten(make_desk: MakeDesk, monkeypatch: pytest.MonkeyPatch) -> None:
+    desk = make_desk(3)
+    left = see(desk, "ann")
+    assert see(desk, "bob").question.key != left.question.key
+    monkeypatch.setattr(desks, "HOLD_SECONDS", 0.0)
+    assert see(desk, "eve").question.key == left.question.key
+    assert list(desk._held) == ["eve"]
 
 
 def test_instructions_are_the_labellers(make_desk: MakeDesk) -> None:

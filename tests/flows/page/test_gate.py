@@ -1,14 +1,17 @@
 """Who reaches the labelling page: logins, hosts, paths, ports."""
 
+import asyncio
 import os
 import socket
 import subprocess
 import sys
+import time
 from base64 import b64encode
 from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+from httpx import ASGITransport, AsyncClient
 from starlette.responses import PlainTextResponse
 from starlette.testclient import TestClient
 
@@ -88,6 +91,27 @@ def test_logins_open_the_gate_and_nothing_else_does(monkeypatch: pytest.MonkeyPa
         answer = client(LOGINS).get("/assets/index.js", headers=headers)
         assert answer.status_code == 401
         assert answer.headers["www-authenticate"].startswith("Basic ")
+
+
+def test_many_wrong_logins_at_once_wait_one_after_the_other_and_hold_nobody_else_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(gate, "WRONG_LOGIN_SECONDS", 0.2)
+    guarded = Gate(app=PlainTextResponse("inside"), logins=LOGINS)
+
+    async def knock(password: str) -> tuple[int, float]:
+        begun = time.monotonic()
+        async with AsyncClient(transport=ASGITransport(guarded), base_url="http://127.0.0.1") as browser:
+            answer = await browser.get("/", headers=basic("Ann", password))
+        return answer.status_code, time.monotonic() - begun
+
+    async def knock_at_once() -> list[tuple[int, float]]:
+        return await asyncio.gather(*map(knock, ["guess"] * 4), knock(LOGINS["Ann"]))
+
+    *wrong, (status, seconds) = asyncio.run(knock_at_once())
+    assert [code for code, _ in wrong] == [401] * 4
+    assert max(took for _, took in wrong) >= 0.8
+    assert (status, seconds < 0.8) == (200, True)
 
 
 def test_passwords_are_not_shown_with_the_gate() -> None:

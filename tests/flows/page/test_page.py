@@ -1,7 +1,7 @@
 """The labelling page in a real browser, by keyboard."""
 
 from collections.abc import Callable
-from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 from uuid import uuid4
@@ -145,9 +145,7 @@ def test_a_prefect_server_that_is_down_when_the_round_is_complete_loses_no_answe
     open_labelling: Callable[..., Any], open_page: Callable[..., Any]
 ) -> None:
     labelling = open_labelling(PAIRS[:1], command={"PREFECT_API_URL": "http://127.0.0.1:9/api"})
-    waiting = Waiting(
-        lineage="ours", round=0, labeller="people", num_wanted=1, terms=Terms(), since=datetime.now(UTC), said="waits"
-    )
+    waiting = Waiting(lineage="ours", round=0, num_wanted=1, terms=Terms(), said="waits")
     note(Store(labelling.settings.store), ParkedRound(waiting=waiting, until=1, flow_run=uuid4()))
     ann = open_page(labelling.url, "Ann")
     ann.press("1")
@@ -194,3 +192,24 @@ def test_with_logins_nothing_is_shown_without_one_and_answers_carry_its_name(
     assert not ann.page.get_by_role("button", name="I am someone else").is_visible()
     ann.press("2")
     assert [entry.annotator for entry in labelling.ledger.entries("ours")] == ["Ann"]
+
+
+def test_a_page_open_under_a_typed_name_answers_nothing_for_the_login_that_a_restart_asks_for(
+    open_labelling: Callable[..., Any], open_page: Callable[..., Any], tmp_path: Path
+) -> None:
+    labelling = open_labelling(PAIRS)
+    login = {"http_credentials": {"username": "Ann Smith", "password": "correct horse"}}
+    ann = open_page(labelling.url, "ann", options=login)
+    labelling.stop()
+    labelling.logins = tmp_path / "logins"
+    labelling.logins.touch(mode=0o600)
+    labelling.logins.write_text("Ann Smith:correct horse\n", encoding="utf-8")
+    labelling.start()
+    ann.press("1")
+    assert ann.text("#pw-notice").strip().startswith("Not saved")
+    assert ann.text("#pw-annotator") == "Ann Smith"
+    assert in_force(labelling) == []
+    wanted = [(ann.prompt, ann.sides[0])]
+    ann.press("1")
+    assert in_force(labelling) == wanted
+    assert [entry.annotator for entry in labelling.ledger.entries("ours")] == ["Ann Smith"]

@@ -92,7 +92,7 @@ def endpoint() -> Iterator[ScriptedEndpoint]:
 @pytest.fixture
 def workplace(tmp_path: Path) -> Workplace:
     """A place to work without MLflow."""
-    return Workplace(settings=Settings(home=tmp_path), scratch=tmp_path / "scratch", lineage="demo", round=0)
+    return Workplace(settings=Settings(home=tmp_path), lineage="demo", round=0)
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,6 +20,7 @@ from tasks.labellers.formats import FORMATS, read_answers, write_answers
 from tasks.labellers.formats.files import Faults
 from tasks.labellers.holdings import Wanted
 from tasks.labellers.ledger import Account, Entry, Ledger
+from tasks.labellers.ledger.outside import record
 from tasks.labellers.names import name_of
 from tasks.labellers.people import PeopleLabeller
 from tasks.labellers.protocol import Answer, Question, Workplace
@@ -37,7 +39,7 @@ def questions(make_question: MakeQuestion) -> list[Question]:
 def asked(folder: Path, questions: Sequence[Question], *, repeats: int = 1, lineage: str = "demo") -> Ledger:
     """A ledger in which a lineage waits for people to answer these questions."""
     ledger = Ledger.at(folder / "ledger.sqlite")
-    workplace = Workplace(settings=Settings(home=folder), scratch=folder / "scratch", lineage=lineage, round=0)
+    workplace = Workplace(settings=Settings(home=folder), lineage=lineage, round=0)
     ledger.buy(questions, CREW, Account(lineage=lineage, round=0), workplace, repeats=repeats)
     return ledger
 
@@ -128,7 +130,7 @@ def test_an_answer_to_a_closed_round_is_kept_and_said(tmp_path: Path, questions:
     ]
     assert "round 0 of lineage 'demo' has closed" in delivery.receipts[0][1].reason
     assert ledger.spend("demo").num_labels == 1
-    assert ledger.late("demo") == [questions[1].key, questions[2].key]
+    assert ledger.answered("demo", before=1) == {question.key for question in questions}
 
 
 def test_of_two_answers_by_one_annotator_the_latest_counts_and_the_other_is_history(
@@ -214,7 +216,7 @@ def table(entries: Sequence[Entry]) -> list[dict[str, Any]]:
 def test_a_labeller_is_found_by_any_word_that_tells_it_from_others(tmp_path: Path, questions: list[Question]) -> None:
     ledger = asked(tmp_path, questions)
     other = PeopleLabeller(crew="others")
-    workplace = Workplace(settings=Settings(home=tmp_path), scratch=tmp_path, lineage="demo", round=1)
+    workplace = Workplace(settings=Settings(home=tmp_path), lineage="demo", round=1)
     assert labeller_of(ledger, "demo", None) == CREW.identity
     ledger.buy(questions, other, Account(lineage="demo", round=1), workplace)
     for name in ("crew", name_of(CREW.identity), CREW.identity):
@@ -245,3 +247,54 @@ def test_answers_without_a_name_are_of_whom_the_import_says(tmp_path: Path, ques
     entries = [*ledger.entries()]
     assert said(entries) == [(name, one.second, "", False) for name in ("anna", "bert") for one in questions]
     assert all(entry.answered_at <= datetime.now(UTC) for entry in entries)
+
+
+def pair(question: Question) -> dict[str, Any]:
+    """The row of TRL that prefers the first response."""
+    return {"prompt": [dict(one) for one in question.messages], "chosen": question.first, "rejected": question.second}
+
+
+@pytest.mark.parametrize("form", ["answers", "preference"])
+@pytest.mark.parametrize("reason", ["", "shorter"])
+def test_a_file_without_times_that_comes_again_does_not_take_back_what_was_said_since(
+    tmp_path: Path, questions: list[Question], form: str, reason: str
+) -> None:
+    ledger, path = asked(tmp_path, questions), tmp_path / "anna.jsonl"
+    bring(ledger, rows(path, row(questions[0], "first", rationale=reason)))
+    ledger.answer(questions[0], CREW.identity, Answer(choice="second", annotator="anna"))
+    before, again = [*ledger.entries()], {"answers": row(questions[0], "first"), "preference": pair(questions[0])}
+    delivery = bring(ledger, rows(path, again[form]), form)
+    assert ([one.where for one in delivery.older], delivery.receipts) == (["line 1"], [])
+    assert [*ledger.entries()] == before
+    assert said(before)[-1] == ("anna", questions[0].second, "", False)
+    bring(ledger, rows(path, row(questions[0], "first"), row(questions[0], "tie")))
+    assert said([*ledger.entries()])[len(before) :] == [("anna", "tie", "", False)]
+
+
+@pytest.mark.parametrize("time", [{}, {"answered_at": "2999-01-01T00:00:00Z"}])
+def test_an_answer_without_a_reason_does_not_replace_the_same_one_with_a_reason(
+    tmp_path: Path, questions: list[Question], time: dict[str, str]
+) -> None:
+    ledger, path = asked(tmp_path, questions), tmp_path / "anna.jsonl"
+    ledger.answer(questions[0], CREW.identity, Answer(choice="first", annotator="anna", rationale="shorter"))
+    delivery = bring(ledger, rows(path, row(questions[0], "first", **time)))
+    assert (len(delivery.held), delivery.receipts) == (1, [])
+    bring(ledger, rows(path, row(questions[0], "first", rationale="kinder", **time)))
+    assert said([*ledger.entries()]) == [
+        ("anna", questions[0].first, "shorter", True),
+        ("anna", questions[0].first, "kinder", False),
+    ]
+
+
+def test_what_is_said_while_a_file_waits_to_be_written_is_not_taken_back(
+    tmp_path: Path, questions: list[Question]
+) -> None:
+    ledger, path = asked(tmp_path, questions), rows(tmp_path / "anna.jsonl", row(questions[0], "first"))
+    with ThreadPoolExecutor(1) as aside:
+        with ledger.database.writing() as connection:
+            delivered = aside.submit(bring, ledger, path)
+            wait([delivered], timeout=1.0)
+            for choice in ("first", "tie"):
+                record(connection, questions[0], CREW.identity, Answer(choice=choice, annotator="anna"))
+        assert delivered.result(60).receipts == []
+    assert said([*ledger.entries()])[-1] == ("anna", "tie", "", False)

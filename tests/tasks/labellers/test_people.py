@@ -45,7 +45,7 @@ def progress(answered: int, abstained: int = 0, asked: int = 4) -> Progress:
 
 def ask(tmp_path: Path, labeller: PeopleLabeller = CREW, *, round_number: int = 0) -> list[list[Label]]:
     settings = Settings(home=tmp_path)
-    workplace = Workplace(settings=settings, scratch=tmp_path, lineage="demo", round=round_number)
+    workplace = Workplace(settings=settings, lineage="demo", round=round_number)
     account = Account(lineage="demo", round=round_number)
     return Ledger(url=settings.ledger).buy(QUESTIONS, labeller, account, workplace)
 
@@ -156,14 +156,14 @@ def test_a_round_is_parked_until_its_answers_are_in(tmp_path: Path) -> None:
     ask(tmp_path)
     ledger = Ledger(url=Settings(home=tmp_path).ledger)
     with pytest.raises(Parked, match=r"waits for people: 0 of 4 answered; 2 are enough from") as parked:
-        require_answers(ledger, CREW.identity, CREW.terms, lineage="demo", round_number=0)
+        require_answers(ledger, CREW.terms, lineage="demo", round_number=0)
     waiting = parked.value.waiting
     assert (waiting.lineage, waiting.round, waiting.num_wanted) == ("demo", 0, 4)
     assert not waiting.ready(ledger)
     answer(tmp_path, 4)
     assert waiting.ready(ledger)
     assert waiting.now(ledger) == "has its answers: 4 of 4"
-    require_answers(ledger, CREW.identity, CREW.terms, lineage="demo", round_number=0)
+    require_answers(ledger, CREW.terms, lineage="demo", round_number=0)
 
 
 def test_how_many_people_answered_is_measured(tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ def chain(*, prompt: str = "say") -> list[Ask]:
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workplace]:
     settings = Settings(torch=TorchSettings(num_actors=2))
     with ray_session(settings):
-        yield Workplace(settings=settings, scratch=tmp_path_factory.mktemp("scratch"), lineage="demo", round=0)
+        yield Workplace(settings=settings, lineage="demo", round=0)
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,6 @@ import random
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Annotated, Literal
 
 import pytest
@@ -30,7 +29,7 @@ ALL = SimulatedLabeller(
     abstain_rate=0.1,
     annotators=(Annotator(name="ann", flip_probability=0.05), Annotator(name="bo", flip_probability=0.4)),
 )
-WORKPLACE = Workplace(settings=Settings(), scratch=Path("nowhere"), lineage="demo", round=0)
+WORKPLACE = Workplace(settings=Settings(), lineage="demo", round=0)
 TURNED: dict[Choice, Choice] = {"first": "second", "second": "first", "tie": "tie", "abstain": "abstain"}
 
 
@@ -175,7 +174,7 @@ def test_an_answer_does_not_depend_on_its_company() -> None:
 
 def test_another_lineage_and_another_round_get_the_same_answers() -> None:
     asks = pairs("a b", "c", times=100)
-    elsewhere = replace(WORKPLACE, lineage="other", round=7, scratch=Path("elsewhere"))
+    elsewhere = replace(WORKPLACE, lineage="other", round=7)
     assert list(ALL(asks, elsewhere)) == list(ALL(asks, WORKPLACE))
 
 

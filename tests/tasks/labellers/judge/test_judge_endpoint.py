@@ -1,4 +1,6 @@
+import json
 import socket
+import traceback
 from typing import Any
 
 import pytest
@@ -29,6 +31,36 @@ def test_the_key_comes_from_the_variable_that_the_config_names(endpoint: Any, mo
     monkeypatch.setenv("JUDGE_KEY", "k-1")
     judge_at(endpoint.url, api_key_env="JUDGE_KEY").check()
     assert endpoint.keys == ["Bearer k-1"]
+
+
+def test_a_key_that_ends_in_a_newline_is_sent_without_it(endpoint: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JUDGE_KEY", " k-1\n")
+    judge_at(endpoint.url, api_key_env="JUDGE_KEY").check()
+    assert endpoint.keys == ["Bearer k-1"]
+
+
+@pytest.mark.parametrize("key", ["k-1\nk-2", "k-\N{EN DASH}1", "k-\x7f1"])
+def test_a_key_that_no_request_can_carry_is_refused_by_the_name_of_its_variable(
+    key: str, endpoint: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("JUDGE_KEY", key)
+    with pytest.raises(InputError, match=r"JUDGE_KEY, .* holds other characters than printable ASCII") as refused:
+        judge_at(endpoint.url, api_key_env="JUDGE_KEY").check()
+    assert "k-" not in "".join(traceback.format_exception(refused.value))
+    assert endpoint.keys == []
+
+
+@pytest.mark.parametrize("status", [401, 200])
+def test_an_endpoint_that_repeats_the_key_is_quoted_without_it(
+    status: int, endpoint: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("JUDGE_KEY", "k-secret")
+    endpoint.models = endpoint.faulty(
+        status=status, body=json.dumps({"error": {"message": "x" * 265 + "k-secret is wrong"}})
+    )
+    with pytest.raises(InputError, match=r"x\*\*\* ") as refused:
+        judge_at(endpoint.url, api_key_env="JUDGE_KEY").check()
+    assert "k-" not in "".join(traceback.format_exception(refused.value))
 
 
 def test_a_model_that_is_not_served_is_refused_with_those_that_are(endpoint: Any) -> None:

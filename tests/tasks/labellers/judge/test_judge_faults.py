@@ -1,4 +1,5 @@
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -139,9 +140,8 @@ def test_a_pair_that_the_endpoint_does_not_take_is_an_abstention_with_the_reason
     assert [answer.choice for answer in found] == ["abstain", "abstain", "tie"]
     assert f"HTTP status {status}: 'too many tokens'" in found[0].rationale
     assert [answer.detail["refused"] for answer in found] == [1, 1, 0]
-    assert len(endpoint.requests) == 7  # two a pair, and one to see whether the settings are refused
-    assert found[0].cost == pytest.approx(110 / 1e6)  # that of the one
-    assert found[1].cost == 0
+    assert len(endpoint.requests) == 8  # two a pair, and one to see whether everything is refused, after two refusals
+    assert [found[0].cost, found[1].cost] == pytest.approx([110 / 1e6] * 2)  # that of the one
 
 
 def test_settings_that_the_endpoint_does_not_take_are_an_error_and_not_an_abstention(
@@ -152,6 +152,53 @@ def test_settings_that_the_endpoint_does_not_take_are_an_error_and_not_an_absten
     with pytest.raises(InputError, match=r"refuses every question .*Unsupported parameter: 'max_tokens'"):
         list(judge(asks, workplace))
     assert len(endpoint.requests) == 2
+
+
+def test_an_endpoint_that_takes_nothing_any_more_ends_the_round_and_its_refusals_are_no_answers(
+    endpoint: Any, judge: Judge, make_question: MakeQuestion, workplace: Workplace, tmp_path: Path
+) -> None:
+    questions = [make_question(str(i), "bad") for i in range(20)]
+    endpoint.script(*[endpoint.completion("[[TIE]]")] * 4, endpoint.faulty(status=400, body="credit is used up"))
+    ledger, account = Ledger.at(tmp_path / "ledger.sqlite"), Account(lineage="demo", round=0)
+    with pytest.raises(InputError, match=r"refuses every question .*credit is used up"):
+        ledger.buy(questions, judge, account, workplace)
+    assert len(endpoint.requests) == 7
+    assert (ledger.progress("demo", 0).num_answered, ledger.progress("demo", 0).num_abstained) == (2, 0)
+
+
+def test_long_pairs_between_others_cost_no_question_about_the_settings(
+    endpoint: Any, judge: Judge, make_question: MakeQuestion, workplace: Workplace
+) -> None:
+    refused, good = endpoint.faulty(status=400, body="too long"), endpoint.completion("[[TIE]]")
+    endpoint.script(good, refused, good, refused, good)
+    asks = [Ask(question=make_question(str(i), "bad")) for i in range(3)]
+    choices = [answer.choice for chunk in judge(asks, workplace) for _, answer in chunk]
+    assert choices == ["abstain", "abstain", "tie"]
+    assert len(endpoint.requests) == 6
+
+
+@pytest.mark.parametrize("status", [500, 404, 200])
+def test_an_error_quotes_no_key(
+    status: int,
+    endpoint: Any,
+    judge: Judge,
+    make_question: MakeQuestion,
+    workplace: Workplace,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "k-secret\n")
+    endpoint.script(endpoint.faulty(status=status, body='{"error": {"message": "Bearer k-secret is wrong"}}'))
+    with pytest.raises((InputError, LabellerError), match=r"Bearer \*\*\* is wrong") as failed:
+        answer_of(with_timeout(judge, 10.0, max_retries=0), make_question("good", "bad"), workplace)
+    assert "k-secret" not in "".join(traceback.format_exception(failed.value))
+
+
+def test_what_is_kept_of_a_refusal_holds_no_key(
+    endpoint: Any, judge: Judge, make_question: MakeQuestion, workplace: Workplace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "k-secret")
+    endpoint.script(endpoint.completion("[[TIE]]"), endpoint.faulty(status=400, body="too long for k-secret"))
+    assert answer_of(judge, make_question("good", "bad"), workplace).rationale.endswith("'too long for ***'")
 
 
 @pytest.mark.parametrize(

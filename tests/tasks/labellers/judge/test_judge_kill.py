@@ -37,7 +37,7 @@ questions = [
     for word in words
 ]
 judge = Judge(model="m", endpoint=Endpoint(base_url=url, max_concurrency=int(concurrency)))
-place = Workplace(settings=Settings(home=Path(ledger).parent), scratch=Path(ledger).parent, lineage="demo", round=0)
+place = Workplace(settings=Settings(home=Path(ledger).parent), lineage="demo", round=0)
 Ledger.at(Path(ledger)).buy(questions, judge, Account(lineage="demo", round=0), place)
 """
 

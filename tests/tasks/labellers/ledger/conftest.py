@@ -121,7 +121,7 @@ def make_question() -> Callable[[int], Question]:
 
 @pytest.fixture
 def workplace(tmp_path: Path) -> Workplace:
-    return Workplace(settings=Settings(home=tmp_path), scratch=tmp_path, lineage="one", round=0)
+    return Workplace(settings=Settings(home=tmp_path), lineage="one", round=0)
 
 
 @pytest.fixture(params=["sqlite", "postgres"])

@@ -53,7 +53,7 @@ def question(index: int) -> Question:
 
 def buy(order: dict[str, Any]) -> int:
     account = Account(**order["account"])
-    workplace = Workplace(settings=Settings(), scratch=Path(), lineage=account.lineage, round=account.round)
+    workplace = Workplace(settings=Settings(), lineage=account.lineage, round=account.round)
     questions = [question(index) for index in range(*order["questions"])]
     while "go" in order and not Path(order["go"]).exists():
         time.sleep(0.001)

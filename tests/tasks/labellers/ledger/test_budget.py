@@ -28,7 +28,7 @@ def test_a_budget_that_is_too_small_changes_nothing_and_says_what_to_change(
     said = str(caught.value)
     assert "lineage 'one' may spend 10 on labels" in said
     assert "2 are charged and 3 reserved for other answers, and round 2 asks for 14 answers at 7" in said
-    assert "raise labelling.budget, or lower selection.budget or labelling.repeats" in said
+    assert "raise labelling.budget, which may change under a lineage, or start a lineage of another name" in said
     assert (labeller.asked, ledger.spend(), len(list(ledger.entries()))) == ([], spend, 4)
 
 
@@ -124,6 +124,20 @@ def test_who_waits_for_an_answer_is_charged_no_more_than_it_has_reserved(
     ledger.answer(make_question(0), "people", Answer(choice="first", annotator="ann", cost=0.75))
     assert [ledger.spend(lineage).cost for lineage in ("one", "two")] == [0.75, 0.25]
     assert [ledger.spend(lineage).paid for lineage in ("one", "two")] == [0.75, 0.0]
+
+
+def test_who_still_waits_pays_what_it_has_reserved_and_not_what_another_would_have_paid(
+    ledger: Ledger, people: Any, make_question: Make, workplace: Workplace
+) -> None:
+    questions, two = [make_question(0), make_question(1)], Account(lineage="two", round=0, budget=2.0)
+    ledger.buy(questions, replace(people(), cost=2.0), account(4.0), workplace)
+    ledger.buy(questions, people(), two, workplace)
+    ledger.close("one", 0)
+    with pytest.raises(InputError, match=r"costs 1\.5, expected 1 at most, which is reserved for it"):
+        ledger.answer(questions[0], "people", Answer(choice="first", annotator="ann", cost=1.5))
+    ledger.answer(questions[0], "people", Answer(choice="first", annotator="ann", cost=0.75))
+    ledger.answer(questions[1], "people", Answer(choice="first", annotator="ann"))
+    assert (ledger.spend("two").cost, ledger.spend("two").paid, ledger.spend("two").pending) == (1.75, 1.75, 0.0)
 
 
 @pytest.mark.parametrize("price", [-1.0, float("nan"), float("inf")])

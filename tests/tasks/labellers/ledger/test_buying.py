@@ -14,7 +14,7 @@ from tasks.labellers.protocol import Answer, Label, Question, Workplace
 pytestmark = pytest.mark.labels
 
 ONE, TWO = Account(lineage="one", round=2), Account(lineage="two", round=0)
-NOTHING = Spend(num_labels=0, cost=0.0, num_pending=0, pending=0.0, num_bought=0, paid=0.0)
+NOTHING = Spend(num_labels=0, cost=0.0, num_pending=0, pending=0.0, num_bought=0, paid=0.0, num_repeated=0)
 
 Make = Callable[[int], Question]
 
@@ -205,7 +205,7 @@ def test_what_was_bought_before_a_labeller_fails_is_kept_and_not_asked_again(
     resumed = recorded()
     assert len(flat(ledger.buy(questions, resumed, ONE, workplace))) == 64
     assert [ask.question.key for ask in resumed.asked] == [asked.key for asked in questions[32:]]
-    assert ledger.spend("one") == replace(NOTHING, num_labels=64, cost=32.0, num_bought=64, paid=32.0)
+    assert ledger.spend("one") == replace(NOTHING, num_labels=64, cost=32.0, num_bought=64, paid=32.0, num_repeated=32)
 
 
 def test_a_labeller_that_is_left_early_is_told_at_once(
@@ -251,7 +251,8 @@ def test_entries_say_everything_in_sorted_order(
 
 def test_reading_a_ledger_that_is_not_there_makes_none(tmp_path: Path) -> None:
     ledger = Ledger.at(tmp_path / "folder" / "ledger.sqlite")
-    assert (ledger.spend(), ledger.lineages(), list(ledger.entries()), ledger.late("one")) == (NOTHING, [], [], [])
+    assert (ledger.spend(), ledger.lineages(), list(ledger.entries())) == (NOTHING, [], [])
+    assert ledger.answered("one", before=1) == set()
     assert ledger.progress("one", 0).asked_at is None
     assert list(tmp_path.iterdir()) == []
 

@@ -39,11 +39,11 @@ def waiting(recorded: Any) -> Callable[[], Any]:
             self.asked += asks
             self.began.set()
             assert self.may_go_on.wait(60)
-            for ask in asks:
+            for ask in asks if not self.leaves_open(asks[0]) else ():
                 yield [(ask, replace(self.says(ask), annotator=self.name))]
 
-    def make(name: str = "slow") -> Any:
-        labeller = Waiting()
+    def make(name: str = "slow", **fields: Any) -> Any:
+        labeller = Waiting(**fields)
         labeller.name, labeller.began, labeller.may_go_on = name, Event(), Event()
         return labeller
 
@@ -97,6 +97,7 @@ def test_what_a_failed_purchase_gives_up_is_asked_by_who_waits_for_it(
         first.result(60)
     assert len(second.result(60)) == len(fast.asked) == 6
     assert (ledger.spend("one").num_labels, ledger.spend("one").num_bought) == (6, 0)
+    assert [ledger.spend(lineage).num_repeated for lineage in ("one", "two")] == [0, 6]
 
 
 def test_what_another_lineage_left_to_people_is_not_waited_for(
@@ -104,6 +105,22 @@ def test_what_another_lineage_left_to_people_is_not_waited_for(
 ) -> None:
     ledger.buy(questions, people(), ONE, workplace)
     assert ledger.buy(questions, people(), TWO, workplace) == [[]] * 6
+
+
+def test_what_another_lineage_shows_to_its_people_at_the_moment_is_shown_to_ones_own_after_that(
+    ledger: Ledger, people: Any, questions: list[Question], workplace: Workplace, aside: Any, waiting: Any
+) -> None:
+    slow, own = waiting(identity="people", leaves_open=lambda _: True), people()
+    first = aside.submit(ledger.buy, questions[:4], slow, ONE, workplace)
+    assert slow.began.wait(60)
+    second = aside.submit(ledger.buy, questions, own, TWO, workplace)
+    while ledger.spend("two").num_pending < 6:
+        time.sleep(0.02)
+    assert not second.done()
+    slow.may_go_on.set()
+    assert (first.result(60), second.result(60)) == ([[]] * 4, [[]] * 6)
+    assert [ask.question.key for ask in own.asked] == [asked.key for asked in questions[4:] + questions[:4]]
+    assert len(slow.asked) == 4
 
 
 @pytest.fixture

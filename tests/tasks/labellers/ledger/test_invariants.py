@@ -1,6 +1,7 @@
 """Whatever happens in whatever order, the ledger's accounts are those of a book kept by hand."""
 
 import tempfile
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -63,6 +64,7 @@ class Book:
     left_open: set[AskKey] = field(default_factory=set)
     charges: dict[tuple[str, AskKey], tuple[int, str, float]] = field(default_factory=dict)
     """Round, state, cost."""
+    attempts: Counter[AskKey] = field(default_factory=Counter)
 
     def reserve(self, lineage: str, round_number: int, asks: Sequence[AskKey]) -> bool:
         charges = dict(self.charges)
@@ -92,7 +94,8 @@ class Book:
     def spend(self, lineage: str | None) -> Spend:
         mine = [charge for (payer, _), charge in self.charges.items() if lineage in {None, payer}]
         settled, reserved = ([cost for _, state, cost in mine if state == name] for name in ("settled", "reserved"))
-        bought = [answer[2] for answer in self.answers.values() if answer and lineage in {None, answer[3]}]
+        mine_first = {ask: answer for ask, answer in self.answers.items() if answer and lineage in {None, answer[3]}}
+        bought = [cost for _, _, cost, _ in mine_first.values()]
         return Spend(
             num_labels=len(settled),
             cost=sum(settled),
@@ -100,6 +103,7 @@ class Book:
             pending=sum(reserved),
             num_bought=len(bought),
             paid=sum(bought),
+            num_repeated=sum(self.attempts[ask] > 1 and ask not in self.left_open for ask in mine_first),
         )
 
 
@@ -130,7 +134,7 @@ class Accounting(RuleBasedStateMachine):
         unanswered = [ask for ask in asks if self.book.answers.get(ask) is None]
         is_allowed = self.book.reserve(account.lineage, account.round, asks)
         labeller, folder = Scripted(name, fails), Path(self.folder.name)
-        place = Workplace(settings=Settings(home=folder), scratch=folder, lineage=account.lineage, round=account.round)
+        place = Workplace(settings=Settings(home=folder), lineage=account.lineage, round=account.round)
         try:
             labels = self.ledger.buy([question(i) for i in chosen], labeller, account, place, repeats=repeats)
         except InputError:
@@ -140,6 +144,7 @@ class Accounting(RuleBasedStateMachine):
         except ConnectionError:
             labels = None
         assert is_allowed
+        self.book.attempts.update(unanswered)
         answered = unanswered[:fails] if name == "robot" else []
         assert [(ask.question.key, ask.repetition) for ask in labeller.asked] == [
             (question(index).key, repetition) for _, index, repetition in answered
@@ -156,6 +161,20 @@ class Accounting(RuleBasedStateMachine):
             assert [(label.annotator, label.choice, label.cost) for label in found] == [
                 answer[:3] for answer in expected if answer
             ]
+
+    @rule(name=st.sampled_from(sorted(PRICES)), lineage=lineages, round_number=rounds, chosen=pairs)
+    def what_is_known_is_used(self, name: str, lineage: str, round_number: int, chosen: list[int]) -> None:
+        asks = [(name, index, repetition) for index in dict.fromkeys(chosen) for repetition in range(2)]
+        known = [ask for ask in asks if self.book.answers.get(ask)]
+        account = Account(lineage=lineage, round=round_number, budget=BUDGETS[lineage])
+        is_allowed, labeller = self.book.reserve(lineage, round_number, known), Scripted(name, 99)
+        try:
+            labels = self.ledger.use_known([question(i) for i in chosen], labeller, account, repeats=2)
+        except InputError:
+            assert not is_allowed
+            return
+        assert is_allowed
+        assert [len(found) for found in labels] == [sum(ask[1] == index for ask in known) for index in chosen]
 
     @rule(index=st.integers(0, NUM_PAIRS - 1), annotator=st.sampled_from("xyz"), choice=st.sampled_from(CHOICES))
     def somebody_answers(self, index: int, annotator: str, choice: Any) -> None:
@@ -220,11 +239,18 @@ class Accounting(RuleBasedStateMachine):
                 assert found == (len(states), states.count("settled"), states.count("reserved"))
 
     @invariant()
-    def open_late_and_all_answers_are_as_in_the_book(self) -> None:
+    def open_questions_and_all_answers_are_as_in_the_book(self) -> None:
         for lineage in BUDGETS:
             mine = [(ask, state) for (payer, ask), (_, state, _) in self.book.charges.items() if payer == lineage]
-            late = {question(ask[1]).key for ask, state in mine if state == "released" and self.book.answers[ask]}
-            assert set(self.ledger.late(lineage)) == late
+            for before in (1, 2):
+                asked = [
+                    ask
+                    for (payer, ask), (number, *_) in self.book.charges.items()
+                    if (payer == lineage and number < before)
+                ]
+                assert self.ledger.answered(lineage, before=before) == {
+                    question(ask[1]).key for ask in asked if self.book.answers[ask]
+                }
             waiting = [ask for ask, state in mine if state == "reserved" and ask in self.book.left_open]
             waiting = [ask for ask in waiting if self.book.answers[ask] is None]
             assert sum(each.wanted for each in self.ledger.open_questions(lineage)) == len(waiting)

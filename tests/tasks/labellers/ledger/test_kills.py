@@ -103,6 +103,7 @@ def check(ledger: Ledger, log: Path, plans: tuple[Any, ...], ends: list[tuple[in
     for row in rows:
         assert asked[f"{row.key} {row.repetition}"] <= row.num_attempts
         assert row.claim is None
+    assert sum(times > 1 for times in asked.values()) <= ledger.spend().num_repeated
     in_flight = sum(num_killed * plan["chunk"] for plan, (_, num_killed) in zip(plans, ends, strict=True))
     assert asked.total() - len(asked) <= in_flight
     assert sum(ledger.spend(lineage).paid for lineage in BUDGETS) == sum(entry.cost for entry in entries)
