@@ -1,6 +1,7 @@
 """A lineage: its rounds one after the other, from the first that is unfinished."""
 
 from dataclasses import dataclass
+from datetime import datetime
 from typing import cast
 
 from prefect import Task, flow
@@ -11,16 +12,18 @@ from cluster.session import ray_session
 from cluster.settings import Settings
 from cluster.storage import Store
 from flows.config import LineageConfig
-from flows.history import first_unfinished
+from flows.history import first_unfinished, settled
 from flows.opening import check_round, claim
 from flows.parking import (
     ParkedRound,
     announce,
     deployed_run,
+    first_start,
     forget,
     note,
     parked_round,
     resume_ready,
+    round_on_record,
     suspend,
     waits_elsewhere,
 )
@@ -44,26 +47,34 @@ def tune(config: LineageConfig, max_rounds: int | None = None) -> Ran:
     """Run the rounds that the lineage still lacks, `max_rounds` at most, until one waits for people.
 
     A flow run of a deployment is suspended then, which ends its process, and goes on from there when it is resumed.
+    It is suspended while it still holds the lineage, so that none that holds nothing is running by Prefect's account.
     """
     settings = Settings()
     check_round(config.round, settings)
-    store, mine = Store(settings.store), deployed_run()
-    with claim(config.round, config.lineage, settings):
-        parked = parked_round(store, config.lineage)
-        if parked is not None and waits_elsewhere(parked):
-            (look,) = resume_ready(settings, [config.lineage])
-            return _ended(Ran(0, parked), f"round {look.round} {look.said} (flow run {parked.flow_run})")
-        first = first_unfinished(store, config)
-        last = config.rounds if max_rounds is None else min(config.rounds, first + max_rounds)
-        if parked is not None and mine is not None and parked.flow_run == mine:
-            last = parked.until
-        ran = _run_rounds(config, range(first, last), settings)
-    if ran.parked is None:
-        return ran
-    announce(ran.parked, settings)
-    if mine is not None:
-        suspend(ran.parked, mine)
-    return _ended(ran, ran.parked.waiting.said)
+    store = Store(settings.store)
+    with store.hold_lineage(config.lineage):
+        config = in_force(config, store, began=first_start())
+        with claim(config.round, config.lineage, settings):
+            parked = parked_round(store, config.lineage)
+            if parked is not None and waits_elsewhere(parked):
+                (look,) = resume_ready(settings, [config.lineage])
+                return _ended(Ran(0, parked), f"{look.place} {look.said} (flow run {parked.flow_run})")
+            ran = _run_rounds(config, _numbers(config, max_rounds, parked, store), settings)
+            return ran if ran.parked is None else _park(ran, ran.parked, settings)
+
+
+def in_force(config: LineageConfig, store: Store, *, began: datetime | None) -> LineageConfig:
+    """The config of a flow run that first started at `began`, with what has changed under the lineage since then.
+
+    Its parameters stay those of its first start, and a later start may have brought other terms or another budget.
+
+    Raises:
+        InputError: the config on record is damaged, or of another release.
+    """
+    newer = None if began is None else round_on_record(store, config.lineage, since=began)
+    if newer is None or settled(newer) != settled(config.round):
+        return config
+    return config.model_copy(update={"round": newer})
 
 
 def run_one(config: LineageConfig, number: int, settings: Settings) -> Ran:
@@ -78,6 +89,22 @@ def run_one(config: LineageConfig, number: int, settings: Settings) -> Ran:
     if parked is not None and parked.waiting.round == number:
         forget(store, config.lineage)
     return Ran(1)
+
+
+def _numbers(config: LineageConfig, max_rounds: int | None, parked: ParkedRound | None, store: Store) -> range:
+    """The rounds to run; a flow run that was suspended stops where it was to stop before."""
+    first, mine = first_unfinished(store, config), deployed_run()
+    last = config.rounds if max_rounds is None else min(config.rounds, first + max_rounds)
+    if parked is not None and mine is not None and parked.flow_run == mine:
+        last = parked.until
+    return range(first, last)
+
+
+def _park(ran: Ran, parked: ParkedRound, settings: Settings) -> Ran:
+    announce(parked, settings)
+    if (mine := deployed_run()) is not None:
+        suspend(parked, mine)
+    return _ended(ran, parked.waiting.said)
 
 
 def _run_rounds(config: LineageConfig, numbers: range, settings: Settings) -> Ran:

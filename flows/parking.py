@@ -5,8 +5,9 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 from uuid import UUID, uuid4
 
 from httpx import HTTPError
@@ -22,16 +23,18 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from cluster.errors import InputError
 from cluster.settings import Settings
-from cluster.storage import Store, write_json
+from cluster.storage import PARKED, Store, write_json
+from flows.config import RoundConfig
 from flows.opening import tracker_of
 from tasks.labellers.ledger import Ledger
+from tasks.labellers.people import PeopleLabeller
 from tasks.parking import Waiting
 from tasks.review_queue import PLACE_TAG, take_in
 
-RECORD = "parked.json"
-"""File in a lineage's record."""
 SUSPENDED = "Waits for people"
 """Name of a flow run's state while it is suspended."""
+STARTING = timedelta(minutes=10)
+"""How long the process of a flow run that is due may take to start; one that took longer has died."""
 
 
 class ParkedRound(BaseModel):
@@ -55,36 +58,65 @@ class Resumption:
     """What came of looking after a parked round."""
 
     lineage: str
-    round: int
+    round: int | None
+    """None: its record can't be read."""
     resumed: bool
     said: str
     """What it waits for, or what was done about it, as the rest of a sentence about the round."""
     trouble: bool = False
     """Whether something has to be mended."""
 
+    @property
+    def place(self) -> str:
+        """Which round that is, in words."""
+        return f"{'the parked round' if self.round is None else f'round {self.round}'} of lineage {self.lineage}"
+
 
 def parked_round(store: Store, lineage: str) -> ParkedRound | None:
-    """The round at which a lineage is parked.
+    """The round at which a lineage is parked, with the terms that the lineage's config on record has by now.
 
     Raises:
-        InputError: its record is damaged, or of another release.
+        InputError: its record or that of the config is damaged, or of another release.
     """
     file = _record(store, lineage)
     try:
-        return ParkedRound.model_validate_json(file.read_text(encoding="utf-8")) if file.exists() else None
+        parked = ParkedRound.model_validate_json(file.read_bytes())
+    except FileNotFoundError:
+        return None
     except ValidationError as error:
         raise InputError(
             f"the record of a parked round {file} doesn't fit ({error.error_count()} faults): remove it and start the "
             "lineage again; what was answered is in the ledger"
         ) from error
+    config = round_on_record(store, lineage)
+    if config is None or not isinstance(labeller := config.labelling.labeller, PeopleLabeller):
+        return parked
+    return parked.model_copy(update={"waiting": parked.waiting.model_copy(update={"terms": labeller.terms})})
+
+
+def round_on_record(store: Store, lineage: str, *, since: datetime | None = None) -> RoundConfig | None:
+    """The config with which a lineage ran last; with `since`, only one that was put on record after that moment.
+
+    Raises:
+        InputError: it is damaged, or of another release.
+    """
+    file = store.lineage(lineage) / "config.json"
+    if not file.exists() or (since is not None and file.stat().st_mtime < since.timestamp()):
+        return None
+    try:
+        return RoundConfig.model_validate_json(file.read_bytes())
+    except ValidationError as error:
+        raise InputError(
+            f"the config on record {file} doesn't fit ({error.error_count()} faults): go on with the release that "
+            "the lineage began with, or give the config a new lineage name"
+        ) from error
 
 
 def note(store: Store, parked: ParkedRound) -> ParkedRound:
-    """Put a parked round on record; one that parks again has been parked since the first time."""
+    """Put a parked round on record, counting how often it has been."""
     waiting, before = parked.waiting, parked_round(store, parked.waiting.lineage)
     if before is not None and before.waiting.round == waiting.round:
-        waiting = waiting.model_copy(update={"since": before.waiting.since})
-        parked = parked.model_copy(update={"waiting": waiting, "times": before.times + 1})
+        parked = parked.model_copy(update={"times": before.times + 1})
     write_json(_record(store, waiting.lineage), parked.model_dump(mode="json"))
     return parked
 
@@ -101,8 +133,17 @@ def deployed_run() -> UUID | None:
     return None if run is None or run.deployment_id is None else run.id
 
 
+def first_start() -> datetime | None:
+    """When the running flow run first started, if it was resumed or retried since; None: it starts now."""
+    context = FlowRunContext.get()
+    return None if context is None or context.flow_run is None else context.flow_run.start_time
+
+
 def waits_elsewhere(parked: ParkedRound) -> bool:
-    """Whether a flow run other than this one will go on with the round."""
+    """Whether a flow run other than this one will go on with the round by itself; for who holds the lineage.
+
+    One that runs would hold the lineage: whatever Prefect says of it, its process has died.
+    """
     if parked.flow_run is None or parked.flow_run == deployed_run():
         return False
     with get_client(sync_client=True) as client:
@@ -110,7 +151,7 @@ def waits_elsewhere(parked: ParkedRound) -> bool:
             state = client.read_flow_run(parked.flow_run).state
         except ObjectNotFound:
             return False
-    return state is not None and not state.is_final()
+    return state is not None and _goes_on(state)
 
 
 def suspend(parked: ParkedRound, flow_run: UUID) -> NoReturn:
@@ -150,16 +191,16 @@ def announce(parked: ParkedRound, settings: Settings) -> None:
 def resume_ready(settings: Settings, lineages: Sequence[str] | None = None) -> list[Resumption]:
     """Resume every parked round whose answers are in, or whose deadline has passed with enough of them.
 
-    Without `lineages` all of the store are looked after. A server that doesn't answer is said, and nothing is lost.
+    Without `lineages` all of the store are looked after. A server that doesn't answer, or a record that can't be read,
+    is said; nothing is lost, and the other lineages are looked after.
 
     Raises:
         InputError: the ledger can't be read.
     """
     store = Store(settings.store)
-    everywhere = sorted(file.parent.name for file in store.lineage("").glob(f"*/{RECORD}"))
+    everywhere = sorted(file.parent.name for file in store.lineage("").glob(f"*/{PARKED}"))
     names = everywhere if lineages is None else lineages
-    found = [parked for name in names if (parked := parked_round(store, name)) is not None]
-    return [_resume_if_ready(parked, settings) for parked in found]
+    return [found for name in names if (found := _look_after(name, store, settings)) is not None]
 
 
 def keep_resuming(settings: Settings, lineages: Sequence[str]) -> threading.Thread:
@@ -186,10 +227,16 @@ def _sayings(settings: Settings, lineages: Sequence[str]) -> dict[str, int]:
         found = resume_ready(settings, lineages)
     except InputError as error:
         return {f"parked rounds can't be looked after: {error}": logging.WARNING}
-    return {
-        f"round {one.round} of lineage {one.lineage} {one.said}": logging.WARNING if one.trouble else logging.INFO
-        for one in found
-    }
+    return {f"{one.place} {one.said}": logging.WARNING if one.trouble else logging.INFO for one in found}
+
+
+def _look_after(lineage: str, store: Store, settings: Settings) -> Resumption | None:
+    try:
+        parked = parked_round(store, lineage)
+    except InputError as error:
+        said = f"can't be looked after: {error}"
+        return Resumption(lineage=lineage, round=None, resumed=False, said=said, trouble=True)
+    return None if parked is None else _resume_if_ready(parked, settings)
 
 
 def _resume_if_ready(parked: ParkedRound, settings: Settings) -> Resumption:
@@ -222,12 +269,23 @@ def _resume(parked: ParkedRound, flow_run: UUID) -> Resumption:
     return replace(_said(parked, said, trouble=answer.status == SetStateStatus.REJECT), resumed=done)
 
 
+def _goes_on(state: State[Any]) -> bool:
+    if state.is_pending():
+        return datetime.now(UTC) - state.timestamp < STARTING
+    return state.is_paused() or state.is_scheduled()
+
+
 def _take_in(parked: ParkedRound, ledger: Ledger, settings: Settings) -> str:
-    """Move what was said in MLflow into the ledger; gives what can't be used, or why MLflow doesn't say."""
+    """Move what was said in MLflow of the round into the ledger; gives what can't be used, or why MLflow is silent.
+
+    What is said of earlier rounds is late, and the next round's labelling takes it in.
+    """
     from mlflow.exceptions import MlflowException
 
+    waiting = parked.waiting
     try:
-        return "; ".join(take_in(ledger, tracker_of(settings), parked.waiting.lineage).refused)
+        intake = take_in(ledger, tracker_of(settings), waiting.lineage, round_number=waiting.round)
+        return "; ".join(intake.refused)
     except (InputError, MlflowException) as error:
         return f"MLflow's review queue can't be read ({error})"
 
@@ -238,4 +296,4 @@ def _said(parked: ParkedRound, said: str, *, trouble: bool = False) -> Resumptio
 
 
 def _record(store: Store, lineage: str) -> Path:
-    return store.lineage(lineage) / RECORD
+    return store.lineage(lineage) / PARKED

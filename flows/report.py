@@ -30,6 +30,15 @@ class RoundReport:
         return None if value is None else float(value)
 
     @property
+    def num_decided(self) -> int:
+        """Pairs of which one response was preferred; ties, skips and pairs without an answer don't count."""
+        manifest = self.manifests.get("preferences")
+        if manifest is None:
+            return 0
+        counts_outcomes = "num_answers" in manifest.measures  # every label of earlier releases was a preference
+        return int(manifest.measures.get("num_preferred", 0)) if counts_outcomes else manifest.rows
+
+    @property
     def speed(self) -> dict[str, float]:
         """Seconds of all stages, the share of them in which no model worked, and tokens per second of generation.
 
@@ -65,7 +74,7 @@ def lineages_of(store: Store) -> list[str]:
 
 
 def rounds_table(lineage: str, rounds: Sequence[RoundReport], waits: Mapping[int, str] | None = None) -> RichTable:
-    """Win rates, reward, KL and labels of every round; `waits` says what a parked round waits for."""
+    """Win rates, reward, KL and decided pairs of every round; `waits` says what a parked round waits for."""
     table = RichTable(title=f"lineage {lineage}")
     for heading in (
         "round",
@@ -73,18 +82,17 @@ def rounds_table(lineage: str, rounds: Sequence[RoundReport], waits: Mapping[int
         "win rate v. previous",
         "reward",
         "KL (nats)",
-        "labels",
+        "pairs decided",
         "champion",
         "state",
     ):
         table.add_column(heading, justify="right")
     for report in rounds:
-        labels = report.manifests["preferences"].rows if "preferences" in report.manifests else 0
         champion = report.measure("promotion", "promoted")
         table.add_row(
             str(report.number),
             *(_with_error(report, name) for name in ("win_base", "win_previous", "reward", "kl")),
-            str(labels),
+            str(report.num_decided),
             "" if champion is None else "yes" if champion else "no",
             _state(report, (waits or {}).get(report.number)),
         )

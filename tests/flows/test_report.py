@@ -161,6 +161,25 @@ def test_a_pool_whose_shards_were_all_there_has_no_speed(store: Store, finish: F
 
 
 @pytest.mark.labels
+@pytest.mark.parametrize(
+    ("measures", "decided"),
+    [
+        ({"num_answers": 5, "num_preferred": 1, "num_tie": 1}, "1"),
+        ({"num_answers": 3, "num_tie": 2}, "0"),
+        ({"num_answers": 0, "num_unanswered": 2}, "0"),
+        ({}, "2"),
+    ],
+    ids=["one of two", "ties alone", "no answers", "of a release whose labels were all preferences"],
+)
+def test_pairs_that_nobody_decided_are_not_counted(
+    store: Store, finish: Finish, measures: dict[str, Any], decided: str
+) -> None:
+    finish(0, changes={"preferences": measures})
+    heading, row = (line[5] for line in rendered(rounds_table("demo", rounds_of(store, "demo"))))
+    assert (heading, row) == ("pairs decided", decided)
+
+
+@pytest.mark.labels
 def test_a_parked_round_says_what_it_waits_for(store: Store, finish: Finish) -> None:
     finish(0)
     finish(1, STAGES[: STAGES.index("preferences")])
@@ -191,7 +210,7 @@ def test_labels_are_counted_for_every_lineage_that_uses_them_and_once_for_the_bu
     ledger = Ledger.at(store.ledger)
 
     def buy(lineage: str, number: int, labeller: AnyLabeller) -> None:
-        workplace = Workplace(settings=Settings(home=store.root), scratch=store.root, lineage=lineage, round=0)
+        workplace = Workplace(settings=Settings(home=store.root), lineage=lineage, round=0)
         ledger.buy(questions[:number], labeller, Account(lineage=lineage, round=0), workplace)
 
     buy("demo", 2, SimulatedLabeller(cost=0.5))

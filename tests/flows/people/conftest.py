@@ -28,7 +28,7 @@ from tasks.labellers.protocol import Answer, Choice
 
 NAME = "crowd"
 BUDGET = 4
-PEOPLE = {"kind": "people", "crew": "editors", "min_labels": 2, "deadline_hours": 0.001, "cost": 0.5}
+PEOPLE = {"kind": "people", "crew": "editors", "min_labels": 3, "deadline_hours": 0.001, "cost": 0.5}
 
 
 @dataclass
@@ -192,8 +192,7 @@ def served(
     desk = make_desk(NAME)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
-    server = Server(tmp_path_factory.mktemp("own-prefect"), port)
+        server = Server(tmp_path_factory.mktemp("own-prefect"), int(probe.getsockname()[1]))
     values = yaml.safe_load(desk.config.read_text())
     values["round"]["selection"] |= {"budget": BUDGET, "offer_rounds": 0}
     values["round"]["prompts"] |= {"num_prompts": 4, "num_held_out": 2}
@@ -235,7 +234,8 @@ def begin(story: Story) -> UUID:
         parked = state_of(client, run.id, None, StateType.PAUSED, StateType.FAILED, StateType.CRASHED)
         await_rest(desk)
         story.look("parked", parked, 0)
-        other = client.create_flow_run_from_deployment(deployment.id)
+        deployment.parameters["config"]["round"]["labelling"]["labeller"]["min_labels"] = 2
+        other = client.create_flow_run_from_deployment(deployment.id, parameters=deployment.parameters)
         ended = state_of(client, other.id, None, StateType.COMPLETED, StateType.FAILED, StateType.PAUSED)
         story.second_start = f"{ended.state and ended.state.name}: {ended.state and ended.state.message}"
         artifacts = client.read_artifacts(artifact_filter=ArtifactFilter(flow_run_id={"any_": [run.id]}))

@@ -9,7 +9,7 @@ import pytest
 from prefect.client.schemas.objects import StateType
 
 from flows.history import STAGES, recorded
-from flows.parking import SUSPENDED
+from flows.parking import SUSPENDED, round_on_record
 from tasks.parking import WAITING
 from tasks.tables import PREFERENCES, UNANSWERED, read
 
@@ -65,7 +65,7 @@ def test_a_resume_that_comes_too_early_parks_again(story: Any) -> None:
     assert after.is_free
     assert before.parked is not None
     assert after.parked is not None
-    assert after.parked.waiting.since == before.parked.waiting.since
+    assert after.parked.times == before.parked.times + 1
     assert after.pool == before.pool
     assert (after.progress.num_asked, after.progress.num_answered) == (story.budget, 1)
     assert len(after.open) == story.budget - 1
@@ -73,9 +73,17 @@ def test_a_resume_that_comes_too_early_parks_again(story: Any) -> None:
 
 def test_another_start_leaves_the_round_to_the_flow_run_that_waits(story: Any) -> None:
     waiting = story.looks["parked"]
-    assert story.second_start.startswith(f"{WAITING}: round 0 waits for people")
+    assert story.second_start.startswith(f"{WAITING}: round 0 of lineage {story.lineage} waits for people")
     assert str(waiting.run.id) in story.second_start
     assert story.looks["too early"].parked.flow_run == waiting.run.id
+
+
+def test_terms_that_another_start_brings_hold_for_the_flow_run_that_waits(story: Any) -> None:
+    parked = [story.looks[moment].parked for moment in ("parked", "too early")]
+    assert [one.waiting.terms.min_labels for one in parked] == [3, 2]
+    kept = round_on_record(story.desk.store, story.lineage)
+    assert kept is not None
+    assert kept.labelling.labeller.terms.min_labels == 2
 
 
 def test_the_poller_resumes_after_a_power_cut_once_the_deadline_passed_with_enough(story: Any) -> None:
@@ -105,7 +113,7 @@ def test_a_retry_behind_the_labels_asks_nobody(story: Any) -> None:
 def test_a_late_answer_is_kept_and_serves_the_next_round(story: Any) -> None:
     (receipt,) = story.receipts["late"]
     assert (receipt.status, "next round" in receipt.reason) == ("kept", True)
-    assert (story.looks["next"].progress.num_asked, story.looks["next"].progress.num_answered) == (story.budget + 1, 1)
+    assert (story.looks["next"].progress.num_asked, story.looks["next"].progress.num_answered) == (story.budget, 0)
     late = {row["pair_id"] for row in preferences(story, 0) if row["outcome"] == UNANSWERED}
     taken = [row for row in preferences(story, 1) if row["pair_id"] in late]
     assert [row["outcome"] for row in taken] == ["preferred"]
