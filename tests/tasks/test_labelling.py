@@ -20,6 +20,8 @@ from tasks.parking import Parked
 from tasks.stages import RoundContext, manifest_of
 from tasks.tables import PAIRS, PREFERENCES, Table, read
 
+pytestmark = pytest.mark.labels
+
 TEXTS = {f"p{number}": ["a", "longer " * 3, "the longest of all " * 4] for number in range(6)}
 LONGEST = SimulatedLabeller(reward=Length(per="character", unit=1.0), temperature=1e-3, cost=0.5)
 CONFIG = LabellingConfig(labeller=LONGEST)

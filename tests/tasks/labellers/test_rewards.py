@@ -6,6 +6,8 @@ import pytest
 from cluster.errors import InputError
 from tasks.labellers.rewards import REWARDS, Length, Sentiment
 
+pytestmark = pytest.mark.labels
+
 
 def test_sentiment_has_the_sign_of_the_text_and_lies_in_its_range() -> None:
     good, bad, plain, empty = Sentiment()(["What a wonderful, happy day!", "This is horrible.", "A table.", ""])
