@@ -61,14 +61,9 @@ class _UnpairedRow(BaseModel):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Preference:
-    """TRL's preference format: `prompt, chosen, rejected`, a row a pair of which more answers preferred one response.
+class _OfDecidedPairs:
+    """What TRL's formats have in common."""
 
-    Strings where prompts are plain text, lists of messages where they are conversations. Pairs with as many answers
-    for either response are left out, and so are those on which all abstained.
-    """
-
-    kind: Literal["preference"] = "preference"
     of_one_labeller: ClassVar[bool] = True
     """Whether a file can't tell labellers apart."""
     has_open_questions: ClassVar[bool] = False
@@ -82,6 +77,17 @@ class Preference:
     def endings(self) -> Sequence[str]:
         """Files that it can be written to."""
         return ENDINGS
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preference(_OfDecidedPairs):
+    """TRL's preference format: `prompt, chosen, rejected`, a row a pair of which more answers preferred one response.
+
+    Strings where prompts are plain text, lists of messages where they are conversations. Pairs with as many answers
+    for either response are left out, and so are those on which all abstained.
+    """
+
+    kind: Literal["preference"] = "preference"
 
     def table(self, holding: Holding) -> tuple[list[Row], pa.Schema]:
         """The decided pairs, in the order of their first answers.
@@ -106,7 +112,7 @@ class Preference:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Unpaired:
+class Unpaired(_OfDecidedPairs):
     """TRL's unpaired format: `prompt, completion, label`, as `KTOTrainer` reads it.
 
     First the chosen responses of all decided pairs (label true), then in the same order the rejected ones (false), as
@@ -114,19 +120,6 @@ class Unpaired:
     """
 
     kind: Literal["unpaired"] = "unpaired"
-    of_one_labeller: ClassVar[bool] = True
-    """Whether a file can't tell labellers apart."""
-    has_open_questions: ClassVar[bool] = False
-    """Whether questions without answers are exported, too."""
-
-    def note(self, holding: Holding) -> str:
-        """How many pairs are left out."""
-        return _left_out(holding.entries)
-
-    @property
-    def endings(self) -> Sequence[str]:
-        """Files that it can be written to."""
-        return ENDINGS
 
     def table(self, holding: Holding) -> tuple[list[Row], pa.Schema]:
         """Both responses of every decided pair.
