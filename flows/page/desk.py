@@ -167,9 +167,8 @@ def _sheet(one: OpenQuestion, annotator: str) -> Sheet:
 
 
 def _again(entry: Entry, annotator: str) -> Sheet:
-    question = Question(key=entry.key, messages=entry.messages, first=entry.first, second=entry.second)
     return Sheet(
-        question=_seen(question, annotator),
+        question=_seen(entry.question, annotator),
         labeller=entry.labeller,
         annotator=annotator,
         before=turn(entry.choice, is_turned(annotator, entry.key)),
