@@ -1,5 +1,6 @@
 """Resident actors: what is dear to start (an engine, a model) is started once and serves a whole run."""
 
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -12,6 +13,9 @@ CLOSE_SECONDS = 10
 
 _kept: dict[str, list[Any]] = {}
 """Handles of the actors that outlive a stage: Ray ends an actor with its last handle."""
+
+_in_use: dict[str, threading.RLock] = {}
+"""A lock for each set of actors: a thread that wants those of another waits, in place of starting more of them."""
 
 
 @dataclass(frozen=True)
@@ -37,15 +41,16 @@ def resident(actor: type, arguments: Sequence[Any], residence: Residence) -> Ite
     They end with the process that started them at the latest, and where the block ends in an error.
     """
     name = f"{actor.__name__}-{digest_of(repr((arguments, residence)))[:12]}"
-    handles, keep = _kept.pop(name, None) or _start(actor, arguments, residence), False
-    try:
-        yield handles
-        keep = residence.keep
-    finally:
-        if keep:
-            _kept[name] = handles
-        else:
-            _end(handles)
+    with _in_use.setdefault(name, threading.RLock()):
+        handles, keep = _kept.pop(name, None) or _start(actor, arguments, residence), False
+        try:
+            yield handles
+            keep = residence.keep
+        finally:
+            if keep:
+                _kept[name] = handles
+            else:
+                _end(handles)
 
 
 def release() -> None:

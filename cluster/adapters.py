@@ -8,6 +8,7 @@ from filelock import FileLock
 
 from cluster.models import LoraShape, Policy
 from cluster.storage import digest_of
+from cluster.threads import TORCH
 
 if TYPE_CHECKING:
     import torch
@@ -25,7 +26,8 @@ def fresh_adapter(base: Policy, shape: LoraShape, seed: int, cache: Path) -> Pat
     cache.mkdir(parents=True, exist_ok=True)
     with FileLock(target.with_suffix(".lock")):
         if not target.exists():
-            _make(base, shape, seed, target)
+            with TORCH:
+                _make(base, shape, seed, target)
     return target
 
 

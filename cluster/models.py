@@ -1,14 +1,16 @@
 """Checkpoints: where a model's weights come from, and the folder they end up in."""
 
 import shutil
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Literal, Protocol
 
 from filelock import FileLock
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt
 
 from cluster.errors import InputError
+from cluster.random_models import byte_tokenizer, random_llama
 from cluster.storage import digest_of, digest_of_file, digest_of_folder
 
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
@@ -73,12 +75,8 @@ class PackagedCheckpoint(BaseModel):
             InputError: the package or the file in it is missing.
         """
         source = self._source()
-        target = cache / f"{self.package}-{digest_of([digest_of_file(source), 1])[:12]}"
-        cache.mkdir(parents=True, exist_ok=True)
-        with FileLock(target.with_suffix(".lock")):
-            if not target.exists():
-                _convert_gguf(source, target)
-        return checked_folder(target)
+        name = f"{self.package}-{digest_of([digest_of_file(source), 1])[:12]}"
+        return checked_folder(_made_once(cache / name, lambda target: _convert_gguf(source, target)))
 
     def _source(self) -> Path:
         try:
@@ -97,7 +95,30 @@ class PackagedCheckpoint(BaseModel):
         return source
 
 
-AnyCheckpoint = Annotated[FolderCheckpoint | HubCheckpoint | PackagedCheckpoint, Field(discriminator="kind")]
+class RandomCheckpoint(BaseModel):
+    """A random model for trying out and for tests: it writes noise. It has 0.7 million parameters as it stands."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["random"] = "random"
+    seed: NonNegativeInt = 0
+    hidden_size: PositiveInt = Field(128, multiple_of=64)
+    num_hidden_layers: PositiveInt = 4
+
+    def resolve(self, cache: Path) -> Path:
+        """Make it in the cache folder on first use (a second), under a lock."""
+        name = f"random-{digest_of([self.model_dump(), 1])[:12]}"
+        return checked_folder(_made_once(cache / name, self._make))
+
+    def _make(self, target: Path) -> None:
+        tokenizer = byte_tokenizer()
+        sizes = {"hidden_size": self.hidden_size, "num_hidden_layers": self.num_hidden_layers}
+        _save(random_llama(len(tokenizer), self.seed, **sizes), tokenizer, target)
+
+
+AnyCheckpoint = Annotated[
+    FolderCheckpoint | HubCheckpoint | PackagedCheckpoint | RandomCheckpoint, Field(discriminator="kind")
+]
 
 
 class Policy(BaseModel):
@@ -182,11 +203,15 @@ def merged_checkpoint(policy: Policy, cache: Path) -> Path:
     """A checkpoint folder with the adapter's weights added to the base's; made once in the cache folder."""
     if policy.adapter is None:
         return policy.model
-    target = cache / f"merged-{policy.digest[:12]}"
-    cache.mkdir(parents=True, exist_ok=True)
+    return _made_once(cache / f"merged-{policy.digest[:12]}", lambda target: _merge(policy, target))
+
+
+def _made_once(target: Path, make: Callable[[Path], None]) -> Path:
+    """The folder, made under a lock where it is not there yet."""
+    target.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(target.with_suffix(".lock")):
         if not target.exists():
-            _merge(policy, target)
+            make(target)
     return target
 
 

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import shutil
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -45,7 +46,7 @@ def digest_of_folder(path: Path) -> str:
 def atomic_path(path: Path) -> Iterator[Path]:
     """Give a temporary neighbour of `path` to write; it takes the name `path` only when written whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{_writer()}.tmp")
     try:
         yield temporary
         with temporary.open("rb") as file:
@@ -165,7 +166,7 @@ class Store:
         Raises:
             InputError: the store can't be written.
         """
-        probe = self.root / f".probe-{os.getpid()}"
+        probe = self.root / f".probe-{_writer()}"
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             probe.touch()
@@ -197,6 +198,11 @@ class Store:
             yield
         finally:
             lock.release()
+
+
+def _writer() -> str:
+    """Name of this thread among all that write, for temporary files."""
+    return f"{os.getpid()}-{threading.get_ident()}"
 
 
 def _versions() -> dict[str, str]:

@@ -31,6 +31,7 @@ TABLES_TAG = "mlflow.loggedArtifacts"
 CONTEXT_TAG = "mlflow.data.context"
 
 PARAM_LIMIT = 6000
+TAG_LIMIT = 8000
 DIGEST_LIMIT = 36
 PARAMS_PER_REQUEST = 100
 METRICS_PER_REQUEST = 1000
@@ -55,24 +56,24 @@ class Tracker:
 
     def open_lineage(self, lineage: str, tags: Mapping[str, str]) -> str:
         """Find or create the parent run of a lineage, and return its run id."""
-        return self._open({KIND_TAG: "lineage", LINEAGE_TAG: lineage}, tags, name=lineage)
+        return self.open_run({KIND_TAG: "lineage", LINEAGE_TAG: lineage}, tags, name=lineage)
 
     def open_round(self, lineage_run: str, lineage: str, *, round_number: int, tags: Mapping[str, str]) -> str:
         """Find or create the run of a round inside its lineage's run, set it running, and return its run id."""
         padded = f"{round_number:03d}"
         identity = {KIND_TAG: "round", LINEAGE_TAG: lineage, ROUND_TAG: padded, PARENT_TAG: lineage_run}
-        return self._open(identity, tags, name=f"round-{padded}")
+        return self.open_run(identity, tags, name=f"round-{padded}")
 
     def tags_of_round(self, lineage: str, round_number: int) -> dict[str, str]:
         """The tags of a round's run; none where it has no run."""
         identity = {KIND_TAG: "round", LINEAGE_TAG: lineage, ROUND_TAG: f"{round_number:03d}"}
-        found = self.client.search_runs([self._experiment_id()], _filter(identity), max_results=1)
+        found = self.client.search_runs([self._experiment_id()], tag_filter(identity), max_results=1)
         return dict(found[0].data.tags) if found else {}
 
     def open_study(self, study: str, digest: str) -> str:
         """Find or create the run of a study with a config of this digest, set it running, and return its run id."""
         identity = {KIND_TAG: "study", STUDY_TAG: study, DIGEST_TAG: digest}
-        return self._open(identity, {}, name=f"{study}-{digest[:8]}")
+        return self.open_run(identity, {}, name=f"{study}-{digest[:8]}")
 
     def close(self, run: str, status: Status) -> None:
         """End a run; opening it again sets it running."""
@@ -82,6 +83,17 @@ class Tracker:
         """Set tags of a run; one that is there already takes the new value."""
         for key, value in tags.items():
             self.client.set_tag(run, key, value)
+
+    def add_to_tag(self, run: str, key: str, value: str) -> None:
+        """Add a value to the comma-separated ones of a tag, unless it is among them; the newest that find room stay."""
+        held = self.client.get_run(run).data.tags.get(key, "")
+        values = held.split(",") if held else []
+        if value in values:
+            return
+        values.append(value)
+        while len(text := ",".join(values)) > TAG_LIMIT:
+            del values[0]
+        self.client.set_tag(run, key, text)
 
     def log_params(self, run: str, params: Mapping[str, str]) -> None:
         """Record flat parameters; one that is already there with the same value stays as it is.
@@ -115,6 +127,7 @@ class Tracker:
     def log_dataset(self, run: str, name: str, *, digest: str, source: str, context: str) -> None:
         """Record a dataset as an input of the run, under our own content digest (its first 36 characters)."""
         from mlflow.entities import Dataset, DatasetInput, InputTag
+        from mlflow.exceptions import MlflowException
 
         scheme = urlsplit(source).scheme
         dataset = Dataset(
@@ -123,7 +136,11 @@ class Tracker:
             source_type="local" if scheme in {"", "file"} else scheme,
             source=json.dumps({"uri": source}),
         )
-        self.client.log_inputs(run, [DatasetInput(dataset, tags=[InputTag(CONTEXT_TAG, context)])])
+        inputs = [DatasetInput(dataset, tags=[InputTag(CONTEXT_TAG, context)])]
+        try:
+            self.client.log_inputs(run, inputs)
+        except MlflowException:  # another lineage may have recorded the same dataset in this very moment
+            self.client.log_inputs(run, inputs)
 
     def log_file(self, run: str, path: Path, *, artifact_path: str | None = None) -> None:
         """Copy a file into the run's artifact folder `artifact_path`, over one of the same name."""
@@ -180,12 +197,13 @@ class Tracker:
         found = self._find_model(name)
         return str(found[alias]) if found is not None and alias in found else None
 
-    def _open(self, identity: Mapping[str, str], tags: Mapping[str, str], *, name: str) -> str:
+    def open_run(self, identity: Mapping[str, str], tags: Mapping[str, str], *, name: str) -> str:
+        """Find or create the run that has the tags `identity`, set it running, and return its run id."""
         from mlflow.entities import RunTag
 
         client, experiment = self.client, self._experiment_id()
         oldest_first = ["attributes.start_time ASC"]
-        found = client.search_runs([experiment], _filter(identity), max_results=1, order_by=oldest_first)
+        found = client.search_runs([experiment], tag_filter(identity), max_results=1, order_by=oldest_first)
         if not found:
             return str(client.create_run(experiment, run_name=name, tags={**tags, **identity}).info.run_id)
         run = found[0]
@@ -198,11 +216,21 @@ class Tracker:
     def _experiment_id(self) -> str:
         found = self.client.get_experiment_by_name(self.experiment)
         if found is None:
-            root = None if self.artifact_root is None else str(Path(self.artifact_root).absolute())
-            return str(self.client.create_experiment(self.experiment, artifact_location=root))
+            return self._create_experiment()
         if found.lifecycle_stage == "deleted":
             raise InputError(f"experiment {self.experiment!r} is deleted in MLflow: restore it or name another")
         return str(found.experiment_id)
+
+    def _create_experiment(self) -> str:
+        from mlflow.exceptions import MlflowException
+
+        root = None if self.artifact_root is None else str(Path(self.artifact_root).absolute())
+        try:
+            return str(self.client.create_experiment(self.experiment, artifact_location=root))
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+            return self._experiment_id()  # another lineage made it meanwhile
 
     def _has_step(self, run: str, key: str, *, step: int) -> bool:
         return any(metric.step == step for metric in self.client.get_metric_history(run, key))
@@ -237,7 +265,12 @@ def _client(tracking_uri: str) -> "MlflowClient":
     return MlflowClient(tracking_uri, registry_uri=tracking_uri)
 
 
-def _filter(tags: Mapping[str, str]) -> str:
+def tag_filter(tags: Mapping[str, str]) -> str:
+    """MLflow's search string for runs with all of these tags.
+
+    Raises:
+        InputError: a value holds a quote.
+    """
     if quoted := [value for value in tags.values() if "'" in value]:
         raise InputError(f"name {quoted[0]!r} holds a quote, which MLflow can't search for: leave it out")
     return " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())

@@ -11,6 +11,7 @@ from rich.text import Text
 from cluster.errors import InputError
 from cluster.settings import Settings, read_settings
 from cluster.storage import Store
+from flows.comparison.command import compare
 from flows.labels import app as labels_app
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def run(
     if rounds is not None:
         lineage = lineage.model_copy(update={"rounds": rounds})
     check_round(lineage.round, settings)
-    with claim(lineage.round, lineage.lineage, settings):
+    with claim(lineage.round, lineage.lineage, settings, lineage.filing):
         from flows.lineage import tune
 
         ran = tune(lineage)
@@ -69,7 +70,7 @@ def one_round(
 
     lineage = load_config(config)
     check_round(lineage.round, settings)
-    with claim(lineage.round, lineage.lineage, settings):
+    with claim(lineage.round, lineage.lineage, settings, lineage.filing):
         from flows.lineage import run_one
 
         ran = run_one(lineage, number, settings)
@@ -82,15 +83,15 @@ def one_round(
 def deploy(configs: ConfigFiles) -> None:
     """Create or renew one Prefect deployment per config, with its schedule."""
     settings = _settings()
-    from flows.config import load_config
+    from flows.comparison.config import load_deployable
     from flows.opening import check_prefect
 
-    lineages = [load_config(config) for config in configs]
+    wanted = [load_deployable(config) for config in configs]
     check_prefect(settings)
     from flows.deploy import deploy as create
 
-    for lineage, identifier in zip(lineages, create(lineages), strict=True):
-        console.print(f"deployment tune/{lineage.lineage} ({identifier})")
+    for deployment, identifier in create(wanted).items():
+        console.print(f"deployment {deployment} ({identifier})")
     console.print("`pairwright serve` with the same configs, on the machine that shall run them, starts what is due")
 
 
@@ -101,18 +102,18 @@ def serve(configs: ConfigFiles) -> None:
     Their rounds that wait for people are resumed when the answers are in.
     """
     settings = _settings()
-    from flows.config import load_config
+    from flows.comparison.config import load_deployable
     from flows.opening import check_prefect
 
-    lineages = [load_config(config) for config in configs]
+    wanted = [load_deployable(config) for config in configs]
     check_prefect(settings)
     from prefect import serve as serve_deployments
 
     from flows.deploy import deployment
     from flows.parking import keep_resuming
 
-    keep_resuming(settings, [lineage.lineage for lineage in lineages])
-    serve_deployments(*(deployment(lineage) for lineage in lineages))
+    keep_resuming(settings, [name for config in wanted for name in config.lineage_names])
+    serve_deployments(*(deployment(config) for config in wanted))
 
 
 @app.command()
@@ -121,15 +122,26 @@ def status(
 ) -> None:
     """Show rounds, stages, labels spent, win rates, and where the artefacts are."""
     settings = _settings()
-    from flows.report import lineages_of
-
-    names = lineages_of(Store(settings.store))
-    if lineage is not None and lineage not in names:
-        raise InputError(f"no lineage {lineage!r} in {settings.store}: found {', '.join(names) or 'none'}")
+    names = _lineages(settings, lineage)
     if not names:
         console.print(f"no lineage in {settings.store} yet")
-    for name in names if lineage is None else [lineage]:
+    for name in names:
         _show(settings, name)
+
+
+@app.command(name="lineage")
+def show_lineage(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="name of the lineage")],
+    source: Annotated[
+        Literal["store", "mlflow"], typer.Option("--from", help="whose manifests are read; both have the same")
+    ] = "store",
+) -> None:
+    """Show which adapter came from which, by which labels, out of which pools."""
+    settings = _settings()
+    _lineages(settings, name)
+    from flows.chain_table import show_chain
+
+    show_chain(settings, name, source=source, console=console)
 
 
 @app.command()
@@ -171,26 +183,34 @@ def referee(
     console.print(f"results, report and figures: {stand.out}", soft_wrap=True, highlight=False)
 
 
+app.command()(compare)
+
+
 @app.command()
 def study(
-    name: Annotated[Literal["bandit"], typer.Argument(help="bandit: on-policy data and negative gradients")],  # noqa: ARG001
-    config: Annotated[Path | None, typer.Option(help="YAML file; without it as configs/study-bandit.yaml")] = None,
+    name: Annotated[
+        Literal["bandit", "theory", "referee"],
+        typer.Argument(
+            help="bandit: on-policy data and negative gradients; theory: which pairs to compare, against Monte Carlo; "
+            "referee: whether a comparison finds what is there and nothing else"
+        ),
+    ],
+    config: Annotated[Path | None, typer.Option(help="YAML file; without it as configs/study-NAME.yaml")] = None,
     out: Annotated[Path | None, typer.Option(help="folder of results, report and figures")] = None,
 ) -> None:
     """Measure a published claim where its truth can be computed; a finished study is reused."""
     settings = _settings()
-    from flows.bandit import StudyConfig
     from flows.config import load
     from flows.opening import check_prefect
+    from flows.studies import STUDIES
 
-    wanted = StudyConfig() if config is None else load(config, StudyConfig)
+    chosen = STUDIES[name]
+    wanted = chosen.config() if config is None else load(config, chosen.config)
     check_prefect(settings)
-    from flows.study import LEGEND, PACE, study_bandit
-
-    published = study_bandit(wanted, None if out is None else out.resolve())
+    published = chosen.run(wanted, None if out is None else out.resolve())
     for grid in published.grids:
         console.print(grid.rich())
-    for text in (LEGEND, PACE, *map(str, published.findings)):
+    for text in (*published.notes, *map(str, published.findings)):
         console.print(text, highlight=False, markup=False)
     console.print("found finished and reused" if published.reused else "computed")
     console.print(f"results, report and figures: {published.out}", soft_wrap=True, highlight=False)
@@ -223,6 +243,15 @@ def _settings() -> Settings:
     Store(settings.store).check_writable()
     settings.export()
     return settings
+
+
+def _lineages(settings: Settings, lineage: str | None) -> list[str]:
+    from flows.report import lineages_of
+
+    names = lineages_of(Store(settings.store))
+    if lineage is not None and lineage not in names:
+        raise InputError(f"no lineage {lineage!r} in {settings.store}: found {', '.join(names) or 'none'}")
+    return names if lineage is None else [lineage]
 
 
 def _show(settings: Settings, lineage: str) -> None:

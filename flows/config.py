@@ -11,6 +11,7 @@ from pydantic_core import ErrorDetails
 
 from cluster.errors import InputError
 from cluster.models import AnyCheckpoint
+from flows.filing import NAME, Filing
 from tasks.evaluation import EvaluationConfig
 from tasks.features import DEFAULT_KIND, FEATURES, Features
 from tasks.generation import GenerationConfig
@@ -157,22 +158,39 @@ class Schedule(BaseModel):
         try:
             CronSchedule(cron=self.cron, timezone=self.timezone)
         except ValidationError as error:
-            raise ValueError("; ".join(_message(fault) for fault in error.errors())) from error
+            raise ValueError("; ".join(message_of(fault) for fault in error.errors())) from error
         return self
 
 
-class LineageConfig(BaseModel):
+class LineageConfig(Filing):
     """A lineage: a config, a selector and a seed, over some rounds. One file is one deployment."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    lineage: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", description="name in the store, Prefect and MLflow")
+    lineage: str = Field(pattern=NAME, description="name in the store, Prefect and MLflow")
     rounds: PositiveInt = Field(1, description="rounds of the lineage in all")
     schedule: Schedule | None = None
     round: RoundConfig
 
+    @property
+    def lineage_names(self) -> tuple[str, ...]:
+        """The lineages that it runs: this one."""
+        return (self.lineage,)
 
-COMMANDS = {"round": "run, round, deploy or serve", "environments": "referee", "rewards": "study bandit"}
+    @property
+    def filing(self) -> Filing:
+        """Under what MLflow files its runs."""
+        return Filing(experiment=self.experiment, comparison=self.comparison, called=self.called)
+
+
+COMMANDS = {
+    "round": "run, round, deploy or serve",
+    "base": "compare, deploy or serve",
+    "environments": "referee",
+    "rewards": "study bandit",
+    "worlds": "study theory",
+    "noises": "study referee",
+}
 """What takes a config, by the key that tells its type."""
 
 
@@ -188,22 +206,40 @@ def load(path: Path, model: type[Config]) -> Config:
         InputError: no such file, not YAML, or a config of another type.
         InputError: a value doesn't fit; all faults are listed with their place.
     """
+    return fit(path, read_values(path, model), model)
+
+
+def read_values(path: Path, *models: type[BaseModel]) -> Any:
+    """The values of a config of one of these types, as they stand in YAML.
+
+    Raises:
+        InputError: no such file, not YAML, or a config of another type.
+    """
     if not path.is_file():
         raise InputError(f"config {path} does not exist")
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"config {path} is not YAML: {error}") from error
-    _require_type(path, values, model)
+    _require_type(path, values, models)
+    return values
+
+
+def fit(path: Path, values: Any, model: type[Config]) -> Config:
+    """The values of a file as a config; relative paths in it are relative to the file.
+
+    Raises:
+        InputError: a value doesn't fit; all faults are listed with their place.
+    """
     try:
         return model.model_validate(_anchored(values, path.resolve().parent))
     except ValidationError as error:
         raise InputError(f"config {path} does not fit:\n{_faults(error)}") from error
 
 
-def _require_type(path: Path, values: Any, model: type[BaseModel]) -> None:
+def _require_type(path: Path, values: Any, models: Sequence[type[BaseModel]]) -> None:
     found = [key for key in COMMANDS if isinstance(values, dict) and key in values]
-    if found and not model.model_fields.keys() & set(found):
+    if found and not any(model.model_fields.keys() & set(found) for model in models):
         raise InputError(f"config {path} has {found[0]!r}, so pairwright {COMMANDS[found[0]]} takes it: name another")
 
 
@@ -230,7 +266,7 @@ def _faults(error: ValidationError) -> str:
     for fault in _telling(error.errors()):
         place = ".".join(str(part) for part in fault["loc"]) or "config"
         found = "" if isinstance(fault["input"], dict | BaseModel) else f" (found {fault['input']!r})"
-        hint = ": no such key; check its spelling" if fault["type"] in UNKNOWN_KEY else f": {_message(fault)}"
+        hint = ": no such key; check its spelling" if fault["type"] in UNKNOWN_KEY else f": {message_of(fault)}"
         lines.append(f"  {place}{hint}{found}")
     return "\n".join(lines)
 
@@ -251,5 +287,6 @@ def _telling(faults: Sequence[ErrorDetails]) -> list[ErrorDetails]:
     return [*others, *(cast(ErrorDetails, fault) for fault in named)]
 
 
-def _message(fault: Mapping[str, Any]) -> str:
+def message_of(fault: Mapping[str, Any]) -> str:
+    """What pydantic says of a fault."""
     return str(fault["msg"]).removeprefix("Value error, ")

@@ -1,17 +1,13 @@
 """What the bandit study shows of four findings of Tajwar et al. (arXiv:2404.14367), from paired runs over seeds."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from flows.claims import Claim, Finding, Named, Rule, decide
 from tasks.design.arrays import FloatArray
-from tasks.design.statistics import Difference, compare
-
-Answer = Literal["holds", "does not hold", "not shown"]
-Rule = Literal["all", "any"]
 
 Mask = NDArray[np.bool_]
 
@@ -54,78 +50,21 @@ class Finals:
         return gains
 
 
-@dataclass(frozen=True)
-class Contrast:
-    """A difference of mean final rewards, in words and numbers."""
-
-    words: str
-    difference: Difference
-
-    def __str__(self) -> str:
-        """In one line."""
-        shown = self.difference
-        return f"{self.words} {shown.mean:+.3f} [{shown.low:.3f}, {shown.high:.3f}] ({shown.verdict})"
-
-
-@dataclass(frozen=True)
-class Finding:
-    """A claim and what decides on it.
-
-    Attributes:
-        claim: the paper's.
-        deciding: contrasts that are above 0 if it holds.
-        rule: whether all of them have to be above, or any.
-        beside: contrasts that tell more and decide nothing.
-    """
-
-    claim: str
-    deciding: tuple[Contrast, ...]
-    rule: Rule = "all"
-    beside: tuple[Contrast, ...] = ()
-
-    @property
-    def answer(self) -> Answer:
-        """Holds, or its contrary is shown, or neither."""
-        shown = [contrast.difference.verdict for contrast in self.deciding]
-        holds, fails = (all, any) if self.rule == "all" else (any, all)
-        if shown and holds(verdict == "above" for verdict in shown):
-            return "holds"
-        return "does not hold" if shown and fails(verdict == "below" for verdict in shown) else "not shown"
-
-    def __str__(self) -> str:
-        """Claim, answer, numbers."""
-        deciding = "; ".join(map(str, self.deciding)) or "the config has nothing that could decide it"
-        beside = f" Beside: {'; '.join(map(str, self.beside))}." if self.beside else ""
-        return f"{self.claim}: {self.answer.upper()}. {deciding}.{beside}"
-
-
-Named = Mapping[str, FloatArray]
-
-
 def findings(finals: Finals) -> list[Finding]:
     """The paper's four, each decided by differences of final rewards that are paired over seeds.
 
-    Means are over all that a contrast doesn't name. All contrasts are one family: their verdicts are corrected for
-    being so many (`tasks.design.statistics.compare`); the intervals are of each alone.
+    Means are over all that a contrast doesn't name.
     """
-    claims: list[tuple[str, Named, Rule, Named]] = [
-        ("On-policy data help most where the reference has little mass at the reward's peak", *_places(finals)),
-        ("Negative gradients help", *_negatives(finals)),
-        ("On-policy data and negative gradients are complementary: both together are best", *_both(finals)),
-        ("Many gradient steps T on the same on-policy batch hurt", *_reuse(finals)),
-    ]
-    family = {name: values for _, deciding, _, beside in claims for name, values in {**deciding, **beside}.items()}
-    known = {name: values for name, values in family.items() if np.isfinite(values).all()}
-    shown = compare(np.stack(list(known.values()), axis=1), np.random.default_rng(0)) if known else []
-    contrasts = {name: Contrast(name, entry) for name, entry in zip(known, shown, strict=True)}
-    return [
-        Finding(claim, _of(deciding, contrasts) if set(deciding) <= set(known) else (), rule, _of(beside, contrasts))
-        for claim, deciding, rule, beside in claims
-    ]
-
-
-def _of(names: Named, contrasts: Mapping[str, Contrast]) -> tuple[Contrast, ...]:
-    return tuple(contrasts[name] for name in names if name in contrasts)
+    return decide(
+        [
+            Claim(
+                "On-policy data help most where the reference has little mass at the reward's peak", *_places(finals)
+            ),
+            Claim("Negative gradients help", *_negatives(finals)),
+            Claim("On-policy data and negative gradients are complementary: both together are best", *_both(finals)),
+            Claim("Many gradient steps T on the same on-policy batch hurt", *_reuse(finals)),
+        ]
+    )
 
 
 def _places(finals: Finals) -> tuple[Named, Rule, Named]:

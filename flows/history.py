@@ -18,6 +18,7 @@ from tasks.training import TrainingConfig, trained_policy
 ALL_STAGES = (
     "prompts",
     "held_out",
+    "guard_texts",
     "drawn",
     "explored",
     "pool",
@@ -28,21 +29,34 @@ ALL_STAGES = (
     "selection",
     "preferences",
     "training",
+    "selected",
+    "selected_features",
+    "margins",
     "answers",
     "answers_base",
     "answers_previous",
     "answer_features",
+    "answer_features_base",
+    "guard_features",
     "evaluation",
     "promotion",
 )
 """The stages that a round can have, in order, by the names they have in its record."""
 
-SOME_STAGES = ("drawn", "explored", "explored_features")
-"""Those that some rounds have: what the policy writes of a pool that gets logged responses, too; and what the reference
-says to the prompts, where training explores."""
+SOME_STAGES = ("drawn", "explored", "explored_features", "answer_features_base", "guard_texts", "guard_features")
+"""Those that some rounds have: what the policy writes of a pool that gets logged responses, too; what the reference
+says to the prompts, where training explores; what a judge makes of the base's answers; and held-out text and multiple
+choice, where files of them are named."""
 
 STAGES = tuple(stage for stage in ALL_STAGES if stage not in SOME_STAGES)
 """Those that every round has."""
+
+ADDED_STAGES = ("selected", "selected_features", "margins")
+"""Those of `STAGES` that rounds of earlier releases lack. Nothing builds on them and promotion comes after them, so a
+round is finished without."""
+
+NEEDED_STAGES = tuple(stage for stage in STAGES if stage not in ADDED_STAGES)
+"""Those that a finished round has, of whatever release."""
 
 MAY_CHANGE = ("labelling.budget", "labelling.labeller.min_labels", "labelling.labeller.deadline_hours")
 """What a lineage's config may change between starts: what its labels may cost, and how long it waits for people."""
@@ -129,8 +143,8 @@ def recorded(store: Store, lineage: str, round_number: int) -> dict[str, Table]:
 
 
 def is_finished(tables: dict[str, Table]) -> bool:
-    """Whether a round has all the stages that every round has."""
-    return all(stage in tables for stage in STAGES)
+    """Whether a round has all the stages that a finished round has."""
+    return all(stage in tables for stage in NEEDED_STAGES)
 
 
 def first_unfinished(store: Store, config: LineageConfig) -> int:

@@ -54,7 +54,7 @@ def tune(config: LineageConfig, max_rounds: int | None = None) -> Ran:
     store = Store(settings.store)
     with store.hold_lineage(config.lineage):
         config = in_force(config, store, began=first_start())
-        with claim(config.round, config.lineage, settings):
+        with claim(config.round, config.lineage, settings, config.filing):
             parked = parked_round(store, config.lineage)
             if parked is not None and waits_elsewhere(parked):
                 (look,) = resume_ready(settings, [config.lineage])
@@ -83,7 +83,7 @@ def run_one(config: LineageConfig, number: int, settings: Settings) -> Ran:
     parked = parked_round(store, config.lineage)
     if parked is not None and waits_elsewhere(parked):
         return Ran(0, parked)
-    waiting = preference_round(config.round, config.lineage, number)
+    waiting = preference_round(config.round, config.lineage, number, config.filing)
     if waiting is not None:
         return Ran(0, note(store, _record(config, waiting, until=number + 1)))
     if parked is not None and parked.waiting.round == number:
@@ -115,7 +115,7 @@ def _run_rounds(config: LineageConfig, numbers: range, settings: Settings) -> Ra
         for number in numbers:
             parked = parked_round(store, config.lineage)
             _number_call(number, 0 if parked is None or parked.waiting.round != number else parked.times)
-            waiting = preference_round(config.round, config.lineage, number)
+            waiting = preference_round(config.round, config.lineage, number, config.filing)
             if waiting is not None:
                 return Ran(number - numbers.start, note(store, _record(config, waiting, until=numbers.stop)))
             forget(store, config.lineage)

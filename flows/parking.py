@@ -25,7 +25,7 @@ from cluster.errors import InputError
 from cluster.settings import Settings
 from cluster.storage import PARKED, Store, write_json
 from flows.config import RoundConfig
-from flows.opening import tracker_of
+from flows.opening import tracker_of_lineage
 from tasks.labellers.ledger import Ledger
 from tasks.labellers.people import PeopleLabeller
 from tasks.parking import Waiting
@@ -172,7 +172,7 @@ def guide(parked: ParkedRound, settings: Settings) -> list[str]:
         f"Its flow run {parked.flow_run} goes on when they are in: by `pairwright serve`, "
         f"`pairwright labels resume {waiting.lineage}`, or *Resume* in the Prefect UI."
     )
-    queue = tracker_of(settings).tags_of_round(waiting.lineage, waiting.round).get(PLACE_TAG)
+    queue = tracker_of_lineage(settings, waiting.lineage).tags_of_round(waiting.lineage, waiting.round).get(PLACE_TAG)
     return [
         f"Round {waiting.round} of lineage {waiting.lineage} {waiting.now(Ledger(url=settings.ledger))}.",
         f"Label with `pairwright label {waiting.lineage}`, at <{settings.label_url}>.",
@@ -284,7 +284,8 @@ def _take_in(parked: ParkedRound, ledger: Ledger, settings: Settings) -> str:
 
     waiting = parked.waiting
     try:
-        intake = take_in(ledger, tracker_of(settings), waiting.lineage, round_number=waiting.round)
+        tracker = tracker_of_lineage(settings, waiting.lineage)
+        intake = take_in(ledger, tracker, waiting.lineage, round_number=waiting.round)
         return "; ".join(intake.refused)
     except (InputError, MlflowException) as error:
         return f"MLflow's review queue can't be read ({error})"

@@ -59,6 +59,8 @@ class Arena(BaseModel):
     budgets: Budgets | None = Field(None, description="in place of the config's")
     uniform_budgets: tuple[PositiveInt, ...] | None = Field(None, description="in place of the config's")
     ridge: PositiveFloat | None = Field(None, description="in place of the config's")
+    num_rounds: PositiveInt | None = Field(None, description="in place of the config's")
+    selectors: tuple[str, ...] | None = Field(None, description="those of the config's that take part; null: all")
 
 
 class RefereeConfig(BaseModel):
@@ -95,9 +97,18 @@ class RefereeConfig(BaseModel):
         unknown = [base for base in self.bases if base not in self.selectors]
         if unknown:
             raise ValueError(f"bases has {unknown}: name some of the selectors {list(self.selectors)}")
+        for name, arena in self.environments.items():
+            unknown = [selector for selector in arena.selectors or () if selector not in self.selectors]
+            if unknown:
+                raise ValueError(f"environments.{name}.selectors has {unknown}: name some of {list(self.selectors)}")
         if self.divergence not in self.divergences:
             raise ValueError(f"divergence {self.divergence} is not read: put it among divergences")
         return self
+
+    def selectors_of(self, arena: Arena) -> dict[str, AnySelector]:
+        """Those that take part, uniform first; the order is the config's."""
+        chosen = self.selectors if arena.selectors is None else {UNIFORM, *arena.selectors}
+        return {name: selector for name, selector in self.selectors.items() if name in chosen}
 
     def budgets_of(self, arena: Arena) -> tuple[int, ...]:
         """What all selectors spend, rising."""
@@ -167,7 +178,7 @@ def planned(config: RefereeConfig, stand: Stand, table: UtilityTable | None) -> 
             ridge=arena.ridge or config.ridge,
             divergences=config.divergences,
             code=sources,
-            num_rounds=config.num_rounds,
+            num_rounds=arena.num_rounds or config.num_rounds,
             table=digest if isinstance(arena.environment, FromTable) else None,
         )
         first = list(_first_trials(config, name, terms, table))
@@ -181,7 +192,7 @@ def _first_trials(config: RefereeConfig, name: str, terms: Terms, table: Utility
     bare: set[str] = set()
     for proxy in arena.proxies:
         pool = _first_pool(config, name, proxy, table)
-        for chosen, selector in config.selectors.items():
+        for chosen, selector in config.selectors_of(arena).items():
             if chosen in bare or not _is_served(selector, pool):
                 continue
             budgets = config.uniform_budgets_of(arena) if chosen == UNIFORM else config.budgets_of(arena)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from rich.table import Table as RichTable
 
 from cluster.storage import Manifest, Store
-from flows.history import STAGES, recorded
+from flows.history import NEEDED_STAGES, recorded
 from tasks.labellers.ledger import Ledger
 from tasks.stages import manifest_of
 
@@ -20,8 +20,8 @@ class RoundReport:
 
     @property
     def finished(self) -> bool:
-        """Whether all stages are there that every round has."""
-        return all(stage in self.manifests for stage in STAGES)
+        """Whether all stages are there that a finished round has."""
+        return all(stage in self.manifests for stage in NEEDED_STAGES)
 
     def measure(self, stage: str, name: str) -> float | None:
         """A number that a stage measured."""
@@ -140,7 +140,7 @@ def spent(ledger: Ledger, lineage: str) -> str:
 def _state(report: RoundReport, waits: str | None) -> str:
     if waits is not None and "preferences" not in report.manifests:
         return waits
-    missing = [stage for stage in STAGES if stage not in report.manifests]
+    missing = [stage for stage in NEEDED_STAGES if stage not in report.manifests]
     return f"lacks {missing[0]}" if missing else "finished"
 
 

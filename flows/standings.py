@@ -7,13 +7,24 @@ import numpy as np
 from rich.table import Table as RichTable
 
 from cluster.storage import atomic_path, write_json
-from flows.figures import draw, styles_of
+from flows.decomposition import Part
+from flows.figures import MOST_LINES, draw, draw_dots, draw_parts, families_of, styles_of
 from flows.referee import UNIFORM, RefereeConfig, Stand, read_results
 from flows.verdict import Verdict, summary, verdicts
 from tasks.design.arrays import FloatArray
 from tasks.design.statistics import Difference, Saving
 
 MARKS = {"above": "▲", "below": "▼", "no difference shown": "·"}
+
+PARTS_LEGEND = (
+    "What is lost against the best of the family, the fit to all pairs with the chances of their labels. Bias: what "
+    "would be left if every chosen pair were asked without end, as reach (so few pairs, and the ridge) + misfit "
+    "(utility that the features can't express). Variance: what one label a pair adds. Below each, what is lost less "
+    "than by uniform pairs ± its standard error; above 0 is better, and both together are the difference of the first "
+    "table. Marks are corrected for all selectors and budgets of their table."
+)
+
+_SHOWN: tuple[Part, ...] = ("bias", "variance")
 
 MOST_COLUMNS = 5
 """Of a table in the terminal, beside the first."""
@@ -81,6 +92,17 @@ def comparison(verdict: Verdict) -> Grid:
     return Grid(f"{verdict.title}: {verdict.metric}, difference to uniform", headings, rows)
 
 
+def losses(verdict: Verdict, part: Part) -> Grid:
+    """What every selector loses of a part, and what less than uniform: a budget a column."""
+    digits, rows = _digits(verdict), [[UNIFORM, *_part_cells(verdict, UNIFORM, part)]]
+    for name, entries in verdict.part_differences[part].items():
+        gains = [f"{entry.mean:+.{digits}f} ± {entry.error:.{digits}f} {MARKS[entry.verdict]}" for entry in entries]
+        cells = zip(_part_cells(verdict, name, part), gains, strict=True)
+        rows.append([name, *("\n".join(cell) for cell in cells)])
+    headings = ["", *(f"B = {budget}" for budget in verdict.budgets)]
+    return Grid(f"{verdict.title}: {part}, and gain on uniform", headings, rows)
+
+
 def against_bases(verdict: Verdict) -> Grid:
     """Every selector that is no base against every base."""
     digits = _digits(verdict)
@@ -137,9 +159,14 @@ def publish(config: RefereeConfig, stand: Stand) -> list[Grid]:
     write_json(stand.out / "summary.json", [summary(verdict) for verdict in found])
     with atomic_path(stand.out / "report.md") as temporary:
         temporary.write_text(report(stand.out.name, found), encoding="utf-8")
-    styles = styles_of(list(config.selectors))
+    styles, families = styles_of(list(config.selectors)), families_of(config.selectors)
     for verdict in found:
-        draw(verdict, config.divergences, styles, stand.out / f"{verdict.name}.png")
+        path = stand.out / f"{verdict.name}.png"
+        if len(verdict.runs) > MOST_LINES:
+            draw_dots(verdict, families, path)
+        else:
+            draw(verdict, config.divergences, styles, path)
+        draw_parts(verdict, families, stand.out / f"{verdict.name}-parts.png")
     priced = {verdict.environment: costs(verdict) for verdict in found}
     return [*(part for verdict in found for part in comparison(verdict).split()), *priced.values(), overview(found)]
 
@@ -154,6 +181,9 @@ def report(name: str, verdicts: Sequence[Verdict]) -> str:
             f"## {verdict.title}",
             f"![{verdict.title}]({verdict.name}.png)",
             *(grid.markdown() for grid in grids),
+            f"![{verdict.title}, parts of the loss]({verdict.name}-parts.png)",
+            PARTS_LEGEND,
+            *(losses(verdict, part).markdown() for part in _SHOWN),
         ]
         parts += [costs(verdict).markdown(), *_remarks(verdict)]
     return "\n\n".join([*parts, "## Costs", COSTS, ""])
@@ -176,6 +206,15 @@ def _remarks(verdict: Verdict) -> list[str]:
 def _cell(entry: Difference, digits: int, saving: Saving | None = None) -> str:
     lines = [f"{entry.mean:+.{digits}f} {MARKS[entry.verdict]}", f"[{entry.low:.{digits}f}, {entry.high:.{digits}f}]"]
     return "\n".join(lines if saving is None else [*lines, str(saving)])
+
+
+def _part_cells(verdict: Verdict, name: str, part: Part) -> list[str]:
+    """Means over seeds, of a bias its two terms."""
+    digits, of = _digits(verdict), verdict.parts[name]
+    if part != "bias":
+        return [f"{mean:.{digits}f}" for mean in of.of(part).mean(axis=0)]
+    terms = _pairs(of.reach.mean(axis=0), of.misfit.mean(axis=0))
+    return [f"{reach:.{digits}f} {misfit:+.{digits}f}" for reach, misfit in terms]
 
 
 def _digits(verdict: Verdict) -> int:

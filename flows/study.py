@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from prefect import flow
 
 from cluster.settings import Settings
-from cluster.storage import atomic_path
-from cluster.tracking import Status, Tracker
 from flows.bandit import MEASURES, SOURCES, Cell, StudyConfig, cells, curves, mass_at_peak, results
 from flows.curves import draw
-from flows.findings import Finals, Finding, findings
+from flows.findings import Finals, findings
+from flows.publication import Identity, Published, log, write
 from flows.standings import Grid
 from tasks.design.arrays import FloatArray
 from tasks.design.statistics import band
 from tasks.progress import progress
-
-STUDIES = "pairwright-studies"
-"""The experiment of all studies in MLflow."""
 
 BANDIT = "bandit"
 
@@ -41,34 +33,20 @@ PACE = (
 )
 
 
-@dataclass(frozen=True)
-class Published:
-    """What a terminal shows of a study.
-
-    Attributes:
-        grids: tables of final rewards.
-        findings: the paper's, each with its answer.
-        reused: whether the results were found finished.
-        out: folder of results, report and figures.
-    """
-
-    grids: tuple[Grid, ...]
-    findings: tuple[Finding, ...]
-    reused: bool
-    out: Path
-
-
 @flow(name="study-bandit")
 def study_bandit(config: StudyConfig, out: Path | None = None) -> Published:
     """Train all cells or find them trained, compare them, publish, and tell MLflow."""
     settings = Settings()
     folder = out or settings.store / "study" / BANDIT
-    with progress("cells") as report:
-        found, reused = results(config, settings.store / "studies" / BANDIT, report)
+    with progress("cells") as show:
+        found, reused = results(config, settings.store / "studies" / BANDIT, show)
     shown = findings(finals(config, found))
-    published = Published((standings(config, found),), tuple(shown), reused, folder)
-    publish(config, found, published)
-    log(config, published, settings)
+    published = Published((standings(config, found),), tuple(shown), (LEGEND, PACE), reused, folder)
+    write(published, config, found, report(config, found, published))
+    rewards = curves(config, found)
+    for world in config.rewards:
+        draw(config, rewards, world, folder / f"{world}.png")
+    log(published, Identity(BANDIT, config.digest), config, settings)
     return published
 
 
@@ -114,20 +92,6 @@ def diagnostics(config: StudyConfig, found: pa.Table, world: str) -> Grid:
     return Grid(f"{world} at the end, mean over seeds; nats", headings, rows)
 
 
-def publish(config: StudyConfig, found: pa.Table, published: Published) -> None:
-    """Write results, report, config and figures into the study's folder."""
-    out = published.out
-    with atomic_path(out / "results.parquet") as temporary:
-        pq.write_table(found, temporary)
-    with atomic_path(out / "report.md") as temporary:
-        temporary.write_text(report(config, found, published), encoding="utf-8")
-    with atomic_path(out / "config.json") as temporary:
-        temporary.write_text(config.model_dump_json(indent=2) + "\n", encoding="utf-8")
-    rewards = curves(config, found)
-    for world in config.rewards:
-        draw(config, rewards, world, out / f"{world}.png")
-
-
 def report(config: StudyConfig, found: pa.Table, published: Published) -> str:
     """The whole report in Markdown; figures lie beside it."""
     masses = ", ".join(f"{name} {mass_at_peak(config, reward):.2f}" for name, reward in config.rewards.items())
@@ -143,32 +107,6 @@ def report(config: StudyConfig, found: pa.Table, published: Published) -> str:
     for world in config.rewards:
         parts += [f"## {world}", f"![{world}]({world}.png)", diagnostics(config, found, world).markdown()]
     return "\n\n".join([*parts, ""])
-
-
-def log(config: StudyConfig, published: Published, settings: Settings) -> None:
-    """Record the study as one run in MLflow; the same config continues the same run."""
-    tracker = Tracker(tracking_uri=settings.tracking, experiment=STUDIES, artifact_root=settings.artifact_root)
-    run = tracker.open_study(BANDIT, config.digest)
-    status: Status = "FAILED"
-    try:
-        values = config.model_dump(mode="json")
-        tracker.log_params(run, {name: json.dumps(value) for name, value in values.items()})
-        tracker.log_metrics(run, _metrics(published.findings), step=0)
-        answers = {f"finding.{place}": finding.answer for place, finding in enumerate(published.findings, start=1)}
-        tracker.set_tags(run, answers)
-        tracker.log_folder(run, published.out)
-        status = "FINISHED"
-    finally:
-        tracker.close(run, status)
-
-
-def _metrics(shown: Sequence[Finding]) -> Mapping[str, float]:
-    named = [
-        (f"finding_{place}/{number}", contrast)
-        for place, finding in enumerate(shown, start=1)
-        for number, contrast in enumerate((*finding.deciding, *finding.beside), start=1)
-    ]
-    return {name: contrast.difference.mean for name, contrast in named}
 
 
 def _name(cell: Cell) -> str:

@@ -11,8 +11,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cluster.errors import InputError
+from flows.decomposition import PARTS, Part, Parts, compare_parts, parts_of
 from flows.referee import UNIFORM, RefereeConfig
-from tasks.design.arrays import FloatArray
+from tasks.design.arrays import BoolArray, FloatArray
 from tasks.design.statistics import Difference, Saving, compare_pairs, labels_saved
 
 
@@ -23,6 +24,7 @@ class Runs:
     Attributes:
         values: metric, higher is better, (n, B).
         frontier: utility at each divergence, (n, B, D).
+        parts: of what the metric loses against the best of the family.
         selection_seconds: in the selector, (n, B).
         seconds: with fit and measures, in all.
         notes: what it had to say, and in how many selections.
@@ -30,6 +32,7 @@ class Runs:
 
     values: FloatArray
     frontier: FloatArray
+    parts: Parts
     selection_seconds: FloatArray
     seconds: float
     notes: Mapping[str, int]
@@ -72,10 +75,28 @@ class Verdict:
         return f"{self.environment}, {'no proxy' if self.proxy is None else f'proxy {self.proxy}'}"
 
     @cached_property
+    def _shared(self) -> BoolArray:
+        """Which of uniform's budgets the others spend too."""
+        return np.isin(self.uniform_budgets, self.budgets)
+
+    @cached_property
     def _spent(self) -> dict[str, FloatArray]:
         """Values at the budgets that all selectors share."""
-        shared = np.isin(self.uniform_budgets, self.budgets)
-        return {name: runs.values[:, shared] if name == UNIFORM else runs.values for name, runs in self.runs.items()}
+        return {
+            name: runs.values[:, self._shared] if name == UNIFORM else runs.values for name, runs in self.runs.items()
+        }
+
+    @cached_property
+    def parts(self) -> dict[str, Parts]:
+        """Of the losses at the budgets that all selectors share."""
+        return {
+            name: runs.parts.at(self._shared) if name == UNIFORM else runs.parts for name, runs in self.runs.items()
+        }
+
+    @cached_property
+    def part_differences(self) -> dict[Part, dict[str, list[Difference]]]:
+        """What every selector loses less than uniform of each part; corrected for all selectors and budgets."""
+        return compare_parts(self.parts, UNIFORM)
 
     @cached_property
     def differences(self) -> dict[str, list[Difference]]:
@@ -125,7 +146,7 @@ def verdicts(config: RefereeConfig, results: pa.Table) -> Iterator[Verdict]:
         here = results.filter(pc.equal(results["environment"], environment))
         for proxy in (None if proxy is None else str(proxy) for proxy in arena.proxies):
             runs = {}
-            for selector in config.selectors:
+            for selector in config.selectors_of(arena):
                 rows = _rows_of(here, selector, proxy)
                 if rows.num_rows:
                     budgets = config.uniform_budgets_of(arena) if selector == UNIFORM else config.budgets_of(arena)
@@ -138,7 +159,7 @@ def verdicts(config: RefereeConfig, results: pa.Table) -> Iterator[Verdict]:
                 uniform_budgets=config.uniform_budgets_of(arena),
                 size=(here["num_prompts"][0].as_py(), here["num_responses"][0].as_py()),
                 runs=runs,
-                absent=tuple(name for name in config.selectors if name not in runs),
+                absent=tuple(name for name in config.selectors_of(arena) if name not in runs),
                 bases=tuple(base for base in dict.fromkeys((UNIFORM, *config.bases)) if base in runs),
             )
 
@@ -159,16 +180,28 @@ def _runs(config: RefereeConfig, metric: str, rows: pa.Table, budgets: Sequence[
     if rows.num_rows != shape[0] * shape[1]:
         found = f"{rows.num_rows} rows of {rows['selector'][0]} in {rows['environment'][0]}"
         raise InputError(f"the results have {found}, {shape[0] * shape[1]} are due: run the referee without --redraw")
-    frontier = np.array(rows["frontier"].to_pylist()).reshape(*shape, -1)
     at = config.divergences.index(config.divergence)
-    regret = rows["regret"].to_numpy().reshape(shape)
+
+    def values_of(prefix: str) -> FloatArray:
+        if metric == "regret":
+            regret: FloatArray = rows[f"{prefix}regret"].to_numpy().reshape(shape)
+            return -regret
+        return _nested(rows[f"{prefix}frontier"], shape)[:, :, at]
+
     return Runs(
-        values=-regret if metric == "regret" else frontier[:, :, at],
-        frontier=frontier,
+        values=values_of(""),
+        frontier=_nested(rows["frontier"], shape),
+        parts=parts_of(values_of),
         selection_seconds=rows["selection_seconds"].to_numpy().reshape(shape),
         seconds=float(np.sum(rows["seconds"].to_numpy())),
         notes=Counter(note for notes in rows["notes"].to_pylist() for note in notes),
     )
+
+
+def _nested(lists: pa.ChunkedArray, shape: tuple[int, int]) -> FloatArray:
+    """Lists of equal length as an array, (*shape, length)."""
+    found: FloatArray = np.array(lists.to_pylist()).reshape(*shape, -1)
+    return found
 
 
 def summary(verdict: Verdict) -> dict[str, Any]:
@@ -183,6 +216,7 @@ def summary(verdict: Verdict) -> dict[str, Any]:
             str(budget): value
             for budget, value in zip(verdict.uniform_budgets, verdict.runs[UNIFORM].values.mean(axis=0), strict=True)
         },
+        "uniform_parts": _shown_parts(verdict.parts[UNIFORM]),
         "selectors": {name: _summary_of(verdict, name) for name in verdict.differences},
         "against_bases": {
             f"{selector} v. {base}": [_shown(entry) for entry in entries]
@@ -198,6 +232,10 @@ def _summary_of(verdict: Verdict, selector: str) -> dict[str, Any]:
     shown = Counter(entry.verdict for entry in verdict.differences[selector])
     return {
         "differences": [_shown(entry) for entry in verdict.differences[selector]],
+        "parts": _shown_parts(verdict.parts[selector]),
+        "part_differences": {
+            part: [_shown(entry) for entry in verdict.part_differences[part][selector]] for part in PARTS
+        },
         "labels_saved": [asdict(saving) for saving in verdict.savings[selector]],
         "least_saved": str(least),
         "most_saved": str(most),
@@ -205,6 +243,18 @@ def _summary_of(verdict: Verdict, selector: str) -> dict[str, Any]:
         "below_a_base": [list(place) for place in verdict.below_a_base(selector)],
         "median_selection_seconds": np.median(verdict.runs[selector].selection_seconds, axis=0).tolist(),
         "notes": dict(Counter(verdict.runs[selector].notes).most_common(3)),
+    }
+
+
+def _shown_parts(parts: Parts) -> dict[str, Any]:
+    """Means of the parts over seeds, and standard errors, budget by budget."""
+    values = {part: parts.of(part) for part in PARTS}
+    return {
+        part: {
+            "mean": of.mean(axis=0).tolist(),
+            "error": (of.std(axis=0, ddof=1) / np.sqrt(len(of))).tolist(),
+        }
+        for part, of in values.items()
     }
 
 

@@ -74,6 +74,7 @@ def label_pairs(
 
     table = run_stage(key, work, here, publish=Publish("preferences", parquet=True))
     ledger.close(here.lineage, here.round)
+    log_spend(ledger, here)
     show_examples(key, here)
     return table
 
@@ -88,6 +89,13 @@ def _key(config: LabellingConfig, late: Sequence[Row], tables: Sequence[Table], 
         "late": [row["pair_id"] for row in late],
     }
     return StageKey("preferences", settled, [table.digest for table in tables], version=3)
+
+
+def log_spend(ledger: Ledger, here: RoundContext) -> None:
+    """Log what the lineage's labels come to by the end of this round, as the ledger has it."""
+    spends = [ledger.spend(here.lineage, number) for number in range(here.round + 1)]
+    found = {"labels/spent": sum(one.num_labels for one in spends), "labels/cost": sum(one.cost for one in spends)}
+    here.tracker.log_metrics(here.run, found, step=here.round)
 
 
 def show_examples(key: StageKey, here: RoundContext) -> None:

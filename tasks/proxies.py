@@ -25,13 +25,13 @@ class RewardModel:
         if self.max_length is not None and self.max_length < 1:
             raise InputError(f"max_length of the reward model is {self.max_length}: expected 1 or more tokens, or null")
 
-    def resolve(self) -> Classifier:
-        """Check the checkpoint.
+    def resolve(self, setting: str = "features.proxy") -> Classifier:
+        """Check the checkpoint; `setting` is where the config names it.
 
         Raises:
             InputError: the folder holds no sequence classifier with one or two labels.
         """
-        return classifier(self.path, self.max_length, setting="features.proxy.path")
+        return classifier(self.path, self.max_length, setting=f"{setting}.path")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,14 +47,14 @@ AnyProxy = AnyReward | RewardModel | ImplicitReward
 PROXIES = {proxy.kind: proxy for proxy in get_args(AnyProxy)}
 
 
-def check_proxy(proxy: AnyProxy | None) -> None:
-    """Look at what a proxy needs, without loading it.
+def check_proxy(proxy: AnyProxy | None, setting: str = "features.proxy") -> None:
+    """Look at what a proxy needs, without loading it; `setting` is where the config names it.
 
     Raises:
         InputError: a reward model that can't serve.
     """
     if isinstance(proxy, RewardModel):
-        proxy.resolve()
+        proxy.resolve(setting)
 
 
 def identity_of(proxy: AnyProxy | None) -> dict[str, Any] | None:

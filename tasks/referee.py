@@ -7,29 +7,32 @@ a referee that was interrupted, or is asked for more, computes what is missing a
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
-from scipy.special import logsumexp
 
 import tasks.design
 from cluster.shards import Report
 from cluster.storage import digest_of, digest_of_file
-from tasks.design.arrays import FloatArray, IntArray, to_numpy
+from tasks.design.arrays import FloatArray
 from tasks.design.environments import AnyEnvironment
 from tasks.design.environments.base import UtilityTable
-from tasks.design.environments.fitting import fit_policy
 from tasks.design.environments.proxy import attach_proxy, length_proxy
+from tasks.design.environments.purchase import Purchase, best_parameter, present_pool, without_misfit, without_noise
 from tasks.design.environments.world import World
-from tasks.design.pool import Labels, Pool
 from tasks.design.selectors import AnySelector
 from tasks.tables import write_part
 
 Proxy = float | Literal["length"]
 """Scores by their correlation with the utilities, or length in disguise."""
+
+FITS = ("best", "without_misfit", "without_noise")
+"""Fits beside that of the labels: all pairs with the chances of their labels; the pairs that were bought, with the
+chances that the best of the family gives them; the same pairs with their true chances. What lies between one and the
+next, and the fit of the labels, tells what of a loss is the choice of pairs and what is the noise of the labels."""
 
 OUTCOMES = pa.schema(
     [
@@ -39,6 +42,8 @@ OUTCOMES = pa.schema(
         pa.field("utility", pa.float64(), nullable=False),
         pa.field("divergence", pa.float64(), nullable=False),
         pa.field("frontier", pa.list_(pa.float64()), nullable=False),
+        *(pa.field(f"{fit}_regret", pa.float64(), nullable=False) for fit in FITS),
+        *(pa.field(f"{fit}_frontier", pa.list_(pa.float64()), nullable=False) for fit in FITS),
         pa.field("selection_seconds", pa.float64(), nullable=False),
         pa.field("seconds", pa.float64(), nullable=False),
         pa.field("notes", pa.list_(pa.string()), nullable=False),
@@ -47,7 +52,8 @@ OUTCOMES = pa.schema(
     ]
 )
 """One row a budget. `regret`, `utility`, `divergence` (nats): of the fitted policy; `frontier`: its direction's utility
-at each of the trial's divergences. `selection_seconds`: in the selector; `seconds`: with fit and measures."""
+at each of the trial's divergences; with a prefix, those of the FITS. `selection_seconds`: in the selector; `seconds`:
+with fits and measures."""
 
 _WORLD, _PROXY, _SELECTION = range(3)
 """Streams of a seed's random numbers."""
@@ -56,7 +62,8 @@ _WORLD, _PROXY, _SELECTION = range(3)
 def code() -> str:
     """SHA-256 of the sources that trials run: a changed environment, selector or fit makes the same trial another."""
     folder = Path(tasks.design.__file__).parent
-    return digest_of({str(path.relative_to(folder)): digest_of_file(path) for path in sorted(folder.rglob("*.py"))})
+    sources = [Path(__file__), *sorted(folder.rglob("*.py"))]
+    return digest_of({str(path.relative_to(folder.parent)): digest_of_file(path) for path in sources})
 
 
 class TrialError(RuntimeError):
@@ -120,21 +127,6 @@ class Trial:
         return f"environment {self.names[0]}{proxy}, seed {self.seed}, selector {self.names[1]}, budget {budget}"
 
 
-@dataclass(frozen=True, eq=False)
-class Purchase:
-    """Labels bought so far.
-
-    Attributes:
-        index: flat pair indices in order of choice, (n,).
-        weights: of the labels in the loss, (n,).
-        theta: parameter of the policy fitted to them, (dim,).
-    """
-
-    index: IntArray
-    weights: FloatArray
-    theta: FloatArray
-
-
 def reads_scores(selector: AnySelector) -> bool:
     """Whether a proxy can change what it does."""
     return "scores" in selector.needs | selector.reads
@@ -165,8 +157,9 @@ def compute(trials: Sequence[Trial], folder: Path, table: UtilityTable | None, r
 def run_trials(trials: Sequence[Trial], folder: Path, table: UtilityTable | None) -> None:
     """Run trials that share a world and its scores, and write the outcome of each."""
     world = draw_world(trials[0].environment, trials[0].proxy, trials[0].seed, table)
+    best = best_parameter(world, ridge=trials[0].terms.ridge)
     for trial in trials:
-        rows = [_outcome(trial, world, budget) for budget in trial.budgets]
+        rows = [_outcome(trial, world, best=best, budget=budget) for budget in trial.budgets]
         write_part(trial.path(folder), rows, OUTCOMES)
 
 
@@ -184,7 +177,7 @@ def draw_world(environment: AnyEnvironment, proxy: Proxy | None, seed: int, tabl
     return attach_proxy(world, proxy, np.random.default_rng([_PROXY, seed]))
 
 
-def _outcome(trial: Trial, world: World, budget: int) -> dict[str, Any]:
+def _outcome(trial: Trial, world: World, *, best: FloatArray, budget: int) -> dict[str, Any]:
     """A row of OUTCOMES.
 
     Raises:
@@ -193,7 +186,7 @@ def _outcome(trial: Trial, world: World, budget: int) -> dict[str, Any]:
     begun = time.perf_counter()
     try:
         bought, facts = spend(world, trial, budget)
-        measures = judge(world, bought.theta, trial.terms.divergences)
+        measures = {**judge(world, bought.theta, trial.terms.divergences), **_beside(trial, world, bought, best=best)}
     except Exception as error:
         raise TrialError(f"{trial.place(budget)}: {type(error).__name__}: {error}") from error
     sizes = {"num_prompts": world.pool.num_prompts, "num_responses": world.pool.valid.shape[1]}
@@ -215,52 +208,8 @@ def spend(world: World, trial: Trial, budget: int) -> tuple[Purchase, Mapping[st
         index = np.concatenate([bought.index, world.index_of(selection)])
         new = np.ones(len(selection)) if selection.loss_weights is None else selection.loss_weights
         weights = np.concatenate([bought.weights, new])
-        bought = Purchase(index, weights, _fit(world, index, weights, trial.terms.ridge))
+        bought = Purchase.of(world, index, weights, ridge=trial.terms.ridge)
     return bought, {"selection_seconds": seconds, "notes": notes}
-
-
-def _fit(world: World, index: IntArray, weights: FloatArray, ridge: float) -> FloatArray:
-    differences = world.differences(index).astype(np.float64)
-    shares = weights / weights.mean()
-    return fit_policy(differences, world.labels(index), beta=world.pool.beta, ridge=ridge, weights=shares)
-
-
-def present_pool(world: World, bought: Purchase) -> Pool:
-    """The world's pool as it stands after a purchase: labels held, pairs left, rewards and log pi of the fitted policy.
-
-    The chance that the policy writes one of a prompt's responses stays what it was.
-    """
-    pool = world.pool
-    if len(bought.index) == 0:
-        return pool
-    signs = np.where(world.labels(bought.index), 1.0, -1.0)
-    differences = signs[:, None] * world.differences(bought.index)
-    gaps = None if pool.scores is None else signs * pool.differences_of(pool.scores).ravel()[bought.index]
-    labels = Labels(
-        differences=differences,
-        margins=pool.beta * differences @ bought.theta,
-        score_gaps=gaps,
-        prompts=pool.pairs(bought.index)[0],
-    )
-    offered = pool.pair_mask.copy()
-    offered.ravel()[bought.index] = False
-    logits = to_numpy(pool.features) @ bought.theta
-    return replace(
-        pool,
-        rewards=pool.rewards + pool.beta * logits,
-        labels=labels,
-        log_probs=None if pool.log_probs is None else _tilted(pool, pool.log_probs, logits),
-        offered=offered,
-    )
-
-
-def _tilted(pool: Pool, log_probs: FloatArray, logits: FloatArray) -> FloatArray:
-    """log pi of pi ~ pi_0 exp(logits), with each prompt's total over its valid responses as before, (P, K)."""
-    before = np.where(pool.valid, log_probs, -np.inf)
-    after = before + logits
-    shift = logsumexp(before, axis=1, keepdims=True) - logsumexp(after, axis=1, keepdims=True)
-    found: FloatArray = np.where(pool.valid, log_probs + logits + shift, log_probs)
-    return found
 
 
 def judge(world: World, theta: FloatArray, divergences: Sequence[float]) -> dict[str, Any]:
@@ -273,3 +222,15 @@ def judge(world: World, theta: FloatArray, divergences: Sequence[float]) -> dict
         "divergence": target.divergence(policy),
         "frontier": [target.utility_at(theta, divergence) for divergence in divergences],
     }
+
+
+def _beside(trial: Trial, world: World, bought: Purchase, *, best: FloatArray) -> dict[str, Any]:
+    """Regret and frontier of the FITS."""
+    ridge = trial.terms.ridge
+    thetas = (
+        best,
+        without_misfit(world, bought, best, ridge=ridge),
+        without_noise(world, bought, ridge=ridge),
+    )
+    judged = [(fit, judge(world, theta, trial.terms.divergences)) for fit, theta in zip(FITS, thetas, strict=True)]
+    return {f"{fit}_{name}": measures[name] for fit, measures in judged for name in ("regret", "frontier")}

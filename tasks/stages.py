@@ -14,12 +14,17 @@ from prefect.states import Completed
 
 from cluster.settings import Settings
 from cluster.storage import MANIFEST, Manifest, StageFolder, StageKey, Store, digest_of, write_json
-from cluster.tracking import Tracker
+from cluster.tracking import TAG_LIMIT, Tracker
 from tasks.parking import Parked, Waiting
 from tasks.tables import Table, inspect, parts
 
 ADAPTER = "adapter"
 """Name of the folder that holds a policy's adapter, in its stage and in MLflow."""
+
+CHAINED = ("drawn", "pool", "recalled", "selection", "preferences", "training")
+"""Stages along which an adapter comes from labels and these from a pool; the first is of some rounds alone."""
+DIGEST_LENGTH = 64
+"""Characters of a SHA-256, by which digests of stages and policies are told from other inputs."""
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -136,13 +141,29 @@ def _record(here: RoundContext, folder: StageFolder, manifest: Manifest, publish
     name, tracker = publish.name, here.tracker
     entry = {"path": str(folder.path), "rows": manifest.rows, "digest": manifest.digest, "reused": reused}
     write_json(round_record(here.store, here.lineage, here.round) / f"{name}.json", entry)
-    tracker.set_tags(here.run, {f"digest.{name}": manifest.digest})
+    tracker.set_tags(here.run, {f"digest.{name}": manifest.digest} | _inputs_tag(name, manifest))
+    text = (folder.path / MANIFEST).read_text(encoding="utf-8")
+    tracker.log_text(here.run, text, artifact_file=manifest_artifact(name))
     numbers = {"seconds": manifest.seconds, "rows": manifest.rows, **manifest.measures}
     metrics = {f"{name}/{key}": float(value) for key, value in numbers.items() if isinstance(value, int | float)}
     tracker.log_metrics(here.run, metrics, step=here.round)
     tracker.log_dataset(here.run, name, digest=manifest.digest, source=str(folder.path), context=name)
     for part in parts(folder.path) if publish.parquet else []:
         tracker.log_file(here.run, part, artifact_path=name)
+
+
+def _inputs_tag(name: str, manifest: Manifest) -> dict[str, str]:
+    """What a stage of the chain was made from, stages and base policy, to search runs by; none where it is too much.
+
+    Other stages would bury a run's page in tags; MLflow has the manifest of each of them, with all that decided it.
+    """
+    digests = ",".join(dict.fromkeys(given for given in manifest.inputs if len(given) == DIGEST_LENGTH))
+    return {f"inputs.{name}": digests} if name in CHAINED and 0 < len(digests) <= TAG_LIMIT else {}
+
+
+def manifest_artifact(name: str) -> str:
+    """Where a round's run in MLflow has the manifest of a stage."""
+    return f"manifests/{name}.json"
 
 
 def round_record(store: Store, lineage: str, round_number: int) -> Path:

@@ -133,9 +133,13 @@ SCORES = pa.schema(
         required("win_previous", pa.float64()),
         required("kl", pa.float64()),
         required("num_tokens", pa.float64()),
+        required("num_tokens_base", pa.float64()),
+        pa.field("judge", pa.float64()),
+        pa.field("judge_base", pa.float64()),
     ]
 )
-"""One row a held-out prompt, means over its responses. `win_*`: share of wins, ties count half. `kl`: nats."""
+"""One row a held-out prompt, means over its responses. `win_*`: share of wins, ties count half. `kl`: nats. `judge*`:
+the second opinion's rewards, null where the config names none."""
 
 
 PROXY_SCORE = "proxy_score"

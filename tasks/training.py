@@ -2,6 +2,7 @@
 
 import shutil
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -21,6 +22,7 @@ from cluster.errors import InputError
 from cluster.models import LoraShape, Policy
 from cluster.settings import TrainSettings
 from cluster.storage import StageKey
+from cluster.threads import TORCH
 from cluster.tracking import Tracker
 from tasks.lessons import Data, Lessons, Syllabus, Taught, WeightsConfig, taught
 from tasks.objectives import AnyObjective
@@ -235,7 +237,8 @@ def _run(plan: "Plan", here: RoundContext) -> dict[str, float]:
         scaling_config=ScalingConfig(num_workers=hardware.num_workers, use_gpu=hardware.use_gpu),
         run_config=RunConfig(name=f"{here.label}-{time.time_ns()}", storage_path=str(plan.checkpoints.parent / ".ray")),
     )
-    measures: dict[str, float] = trainer.fit().return_value
+    with nullcontext() if hardware.num_workers else TORCH:
+        measures: dict[str, float] = trainer.fit().return_value
     return measures
 
 

@@ -23,6 +23,17 @@ def fisher_of(features: Array, valid: BoolArray) -> FloatArray:
     return to_numpy(PairSpace.of(features, valid).covariance())
 
 
+def exact_fisher(features: Array, log_policy: FloatArray) -> FloatArray:
+    """H of a policy whose every probability is known, all prompts equally likely, (dim, dim).
+
+    Args:
+        features: phi(x, y) of all that it can write, (prompts, responses, dim).
+        log_policy: log pi(y|x), nats, (prompts, responses); -inf marks padding.
+    """
+    space = PairSpace.of(features, np.isfinite(log_policy))
+    return _weighted_covariance(space, np.exp(log_policy) / len(log_policy))
+
+
 def fitted_fisher(pool: Pool, *, ridge: float = 1e-3) -> FloatArray:
     """H under a log-linear policy that is fitted to the policy's log-probabilities of the pool's responses, (dim, dim).
 

@@ -132,7 +132,7 @@ def compare_pairs(
 
 
 def labels_saved(
-    values: FloatArray, uniform: FloatArray, budgets: tuple[Sequence[int], Sequence[int]], rng: np.random.Generator
+    values: FloatArray, uniform: FloatArray, budgets: tuple[Sequence[float], Sequence[float]], rng: np.random.Generator
 ) -> list[Saving]:
     """Labels that uniform pairs need for a selector's mean, per label it used, one entry a budget of the selector.
 

@@ -4,9 +4,11 @@ import os
 import signal
 import sys
 import sysconfig
+import threading
 import time
 import venv
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +118,22 @@ def test_actors_without_a_gpu_serve_the_next_stage_too(closed: Path) -> None:
     with resident(actor, (closed,), ON_CPU) as handles:
         assert pids(handles) == first
     assert not closed.exists()
+
+
+def test_threads_take_turns_with_the_same_actors(closed: Path) -> None:
+    actor, inside = clerk(), threading.Semaphore(1)
+
+    def stage() -> list[int]:
+        with resident(actor, (closed,), ON_CPU) as handles:
+            assert inside.acquire(blocking=False), "another thread has them"
+            found = pids(handles)
+            time.sleep(0.2)
+            inside.release()
+            return found
+
+    with ThreadPoolExecutor(3) as threads:
+        first, *others = [stage.result() for stage in [threads.submit(stage) for _ in range(3)]]
+    assert others == [first, first]
 
 
 def test_other_arguments_are_other_actors(closed: Path) -> None:

@@ -1,21 +1,31 @@
-"""Checkpoints: what is refused, what decides a digest, and the demo's model."""
+"""Checkpoints: what is refused, what decides a digest, the random model and the demo's."""
 
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
 from cluster.errors import InputError
-from cluster.models import AnyCheckpoint, FolderCheckpoint, HubCheckpoint, PackagedCheckpoint, Policy, base_policy
+from cluster.models import (
+    AnyCheckpoint,
+    FolderCheckpoint,
+    HubCheckpoint,
+    PackagedCheckpoint,
+    Policy,
+    RandomCheckpoint,
+    base_policy,
+)
 from cluster.rendering import prompt_tokens
 from cluster.storage import digest_of_folder
 
 CACHE = Path.home() / ".cache" / "pairwright"
 DEMO = Path(__file__).parents[2] / "configs" / "demo.yaml"
+WEIGHTS = "model.safetensors"
 
 
 @pytest.fixture
@@ -93,6 +103,56 @@ def test_one_changed_byte_of_the_weights_changes_the_digest_and_the_name(folder:
     after = base_policy(FolderCheckpoint(path=folder), tmp_path)
     assert before.digest != after.digest
     assert before.name != after.name
+
+
+def test_a_random_model_is_the_same_wherever_it_is_made_and_another_by_its_seed(tmp_path: Path) -> None:
+    one, again = (base_policy(RandomCheckpoint(seed=3), tmp_path / cache) for cache in ("one", "again"))
+    other = base_policy(RandomCheckpoint(seed=4), tmp_path / "one")
+    assert one.digest == again.digest
+    assert len({file.read_bytes() for file in (one.model / WEIGHTS, again.model / WEIGHTS, other.model / WEIGHTS)}) == 2
+    assert one.digest != other.digest
+
+
+def test_a_random_model_is_made_once_by_however_many_ask(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(4) as threads:
+        folders = set(threads.map(lambda _: RandomCheckpoint().resolve(tmp_path), range(4)))
+    (folder,) = folders
+    before = {file: file.stat().st_mtime_ns for file in folder.iterdir()}
+    assert RandomCheckpoint().resolve(tmp_path) == folder
+    assert {file: file.stat().st_mtime_ns for file in folder.iterdir()} == before
+    assert sorted(file.name for file in tmp_path.iterdir()) == [folder.name, f"{folder.name}.lock"]
+
+
+def test_making_a_random_model_leaves_the_global_random_state_alone(tmp_path: Path) -> None:
+    import torch
+
+    before = torch.get_rng_state()
+    RandomCheckpoint(seed=5).resolve(tmp_path)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_random_model_gives_a_chat_prompt_finite_logits_and_takes_any_text(tiny_model: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer: Any = AutoTokenizer.from_pretrained(tiny_model, local_files_only=True)
+    model: Any = AutoModelForCausalLM.from_pretrained(tiny_model, local_files_only=True)
+    text = "Grüße, 世界 — good?"
+    tokens = prompt_tokens(tokenizer, [{"role": "user", "content": text}])
+    assert tokenizer.decode(tokens) == f"<|user|>{text}</s><|assistant|>"
+    with torch.inference_mode():
+        logits = model(torch.tensor([tokens])).logits
+    assert logits.shape == (1, len(tokens), len(tokenizer))
+    assert bool(logits.isfinite().all())
+
+
+def test_a_random_model_has_the_size_it_is_asked_for(tmp_path: Path) -> None:
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(RandomCheckpoint(hidden_size=64, num_hidden_layers=1).resolve(tmp_path))
+    assert (config.hidden_size, config.num_hidden_layers, config.head_dim) == (64, 1, 32)
+    with pytest.raises(ValidationError, match="hidden_size"):
+        RandomCheckpoint(hidden_size=100)
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -239,6 +240,29 @@ def test_a_failing_run_lets_go_of_its_lineage(tmp_path: Path) -> None:
 def test_the_probe_of_a_writable_store_leaves_nothing(tmp_path: Path) -> None:
     Store(tmp_path / "deep" / "store").check_writable()
     assert list((tmp_path / "deep" / "store").iterdir()) == []
+
+
+def test_threads_that_probe_and_write_at_once_do_not_disturb_each_other(tmp_path: Path) -> None:
+    store, file = Store(tmp_path), tmp_path / "record.json"
+
+    def work(number: int) -> None:
+        store.check_writable()
+        write_json(file, number)
+
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(work, range(400)))
+    assert [path.name for path in tmp_path.iterdir()] == ["record.json"]
+
+
+def test_a_thread_is_refused_the_lineage_of_another(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+
+    def hold() -> None:
+        with store.hold_lineage("demo"):
+            raise AssertionError("two threads hold it")
+
+    with store.hold_lineage("demo"), ThreadPoolExecutor(1) as threads, pytest.raises(InputError, match="is being run"):
+        threads.submit(hold).result()
 
 
 def test_a_store_below_a_regular_file_is_refused_with_what_to_do(tmp_path: Path) -> None:

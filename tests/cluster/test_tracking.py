@@ -193,6 +193,16 @@ def test_a_dataset_is_recorded_once_under_our_digest(embedded: Tracker, run: str
     assert [(tag.key, tag.value) for tag in recorded.tags] == [("mlflow.data.context", "pool")]
 
 
+def test_a_value_is_added_to_a_tag_once_and_the_newest_find_room(embedded: Tracker, run: str) -> None:
+    for value in ("a", "b", "a"):
+        embedded.add_to_tag(run, "values", value)
+    assert embedded.client.get_run(run).data.tags["values"] == "a,b"
+    embedded.add_to_tag(run, "values", "c" * 7998)
+    assert embedded.client.get_run(run).data.tags["values"] == f"b,{'c' * 7998}"
+    embedded.add_to_tag(run, "values", "dd")
+    assert embedded.client.get_run(run).data.tags["values"] == "dd"
+
+
 def test_artifacts_are_written_over(tracker: Tracker, tmp_path: Path) -> None:
     run = tracker.open_lineage("artifacts", {})
     (tmp_path / "adapter").mkdir()

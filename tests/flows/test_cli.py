@@ -10,7 +10,20 @@ from pathlib import Path
 import pytest
 
 HEAVY = ("torch", "transformers", "trl", "peft", "vllm", "ray")
-COMMANDS = ("run", "round", "deploy", "serve", "status", "label", "referee", "study", "ui", "labels")
+COMMANDS = (
+    "run",
+    "round",
+    "deploy",
+    "serve",
+    "status",
+    "lineage",
+    "label",
+    "referee",
+    "compare",
+    "study",
+    "ui",
+    "labels",
+)
 PACKAGES = ("flows", "tasks", "cluster")
 COMMAND = Path(sys.executable).with_name("pairwright")
 

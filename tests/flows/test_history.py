@@ -11,7 +11,17 @@ from cluster.errors import InputError
 from cluster.models import Policy
 from cluster.storage import MANIFEST, StageKey, Store, write_json
 from flows.config import LineageConfig
-from flows.history import STAGES, first_unfinished, history, is_finished, keep_config, recorded, settled
+from flows.history import (
+    ADDED_STAGES,
+    NEEDED_STAGES,
+    STAGES,
+    first_unfinished,
+    history,
+    is_finished,
+    keep_config,
+    recorded,
+    settled,
+)
 from tasks.stages import ADAPTER, round_record
 from tasks.tables import Table
 
@@ -118,7 +128,7 @@ def test_the_next_round_is_the_first_that_lacks_a_stage(store: Store) -> None:
     assert first_unfinished(store, config()) == 3
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", NEEDED_STAGES)
 def test_a_round_is_unfinished_again_when_a_stage_is_deleted(store: Store, stage: str) -> None:
     tables = finish(store, 0)
     assert recorded(store, "demo", 0) == tables
@@ -128,6 +138,14 @@ def test_a_round_is_unfinished_again_when_a_stage_is_deleted(store: Store, stage
     assert not is_finished(found)
     assert list(found) == [name for name in STAGES if name != stage]
     assert first_unfinished(store, config()) == 0
+
+
+def test_a_finished_round_of_an_earlier_release_stays_finished_and_later_rounds_build_on_it(store: Store) -> None:
+    tables = finish(store, 0, NEEDED_STAGES)
+    assert not set(ADDED_STAGES) & set(tables)
+    assert is_finished(recorded(store, "demo", 0))
+    assert first_unfinished(store, config()) == 1
+    assert history(store, "demo", 1, BASE).preferences == [tables["preferences"]]
 
 
 def test_a_stage_that_only_some_rounds_have_is_found_in_its_place_and_missed_by_none(store: Store) -> None:

@@ -11,7 +11,7 @@ from rich.table import Table as RichTable
 
 from cluster.settings import Settings
 from cluster.storage import StageKey, Store, write_json
-from flows.history import STAGES
+from flows.history import NEEDED_STAGES, STAGES
 from flows.report import lineages_of, rounds_of, rounds_table, speed_lines, spent, stages_table
 from tasks.labellers import AnyLabeller
 from tasks.labellers.ledger import Account, Ledger, question_key
@@ -107,6 +107,13 @@ def test_an_unfinished_round_names_the_stage_it_lacks(store: Store, finish: Fini
     assert row == ["1", "", "", "", "", "0", "", "lacks features"]
 
 
+def test_a_round_of_an_earlier_release_is_finished_without_the_stages_added_since(store: Store, finish: Finish) -> None:
+    finish(0, NEEDED_STAGES)
+    (report,) = rounds_of(store, "demo")
+    assert report.finished
+    assert rendered(rounds_table("demo", [report]))[1][-1] == "finished"
+
+
 def test_every_stage_shows_rows_seconds_and_its_folder_in_order(store: Store, finish: Finish) -> None:
     finish(0)
     (report,) = rounds_of(store, "demo")
@@ -125,11 +132,11 @@ def test_speed_is_told_with_and_without_the_engines_start(store: Store, finish: 
     finish(0)
     (report,) = rounds_of(store, "demo")
     seconds = report.speed["stage_seconds"]
-    assert seconds == pytest.approx(20 + 4 * 14, abs=2)
+    assert seconds == pytest.approx(20 + 4 * (len(STAGES) - 1), abs=2)
     assert report.speed["share_outside_models"] == pytest.approx(1 - 15 / seconds)
     assert speed_lines(report) == [
         "round 0: generation 60 tokens/s with the engine's start, 120 tokens/s in the engine",
-        f"round 0: {seconds:.0f} s of stages, 80% outside model compute",
+        f"round 0: {seconds:.0f} s of stages, {1 - 15 / seconds:.0%} outside model compute",
     ]
 
 

@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 
 from cluster.errors import InputError
 from cluster.models import Policy
-from tasks.logged import Logged, LoggedShare, Mixed, OnPolicy, Tokeniser, add_logged, check_logged, read_logged
+from tasks.logged import Logged, LoggedShare, Mixed, OnPolicy, add_logged, check_logged, read_logged
 from tasks.prompt_files import read_prompts
 from tasks.stages import RoundContext, manifest_of
 from tasks.tables import PROMPTS, RESPONSES, Table, parts, read
+from tasks.tokeniser import Tokeniser
 
 CHAT = [{"role": "user", "content": "hello"}]
 LOG = (

@@ -11,6 +11,7 @@ from scipy.special import logsumexp
 
 from tasks.design.environments.fitting import fit_policy
 from tasks.design.environments.linear import Linear
+from tasks.design.environments.purchase import Purchase, present_pool
 from tasks.design.environments.world import World
 from tasks.design.pool import Pool
 from tasks.design.selection import Selection
@@ -20,12 +21,10 @@ from tasks.design.selectors.baselines import Uniform
 from tasks.design.selectors.designs import TraceDesign
 from tasks.referee import (
     OUTCOMES,
-    Purchase,
     Terms,
     Trial,
     TrialError,
     draw_world,
-    present_pool,
     reads_scores,
     run_trials,
     spend,
@@ -184,6 +183,31 @@ def test_outcomes_are_kept_and_more_labels_teach_more(tmp_path: Path) -> None:
     few, many = np.mean([table["regret"].to_pylist() for table in tables], axis=0)
     assert 0 < many < few
     assert {len(frontier) for table in tables for frontier in table["frontier"].to_pylist()} == {2}
+
+
+def test_every_pair_without_noise_loses_nothing(tmp_path: Path) -> None:
+    for num_rounds in (1, 3):
+        trial = replace(TRIAL, budgets=(20, 180), terms=replace(TERMS, num_rounds=num_rounds))
+        run_trials([trial], tmp_path, None)
+        some, every = pq.read_table(trial.path(tmp_path)).to_pylist()
+        assert every["labels"] == world_of(TRIAL).pool.num_pairs
+        for name in ("regret", "frontier"):
+            assert every[f"without_noise_{name}"] == pytest.approx(every[f"best_{name}"], rel=1e-6)
+            assert some[f"best_{name}"] == every[f"best_{name}"], "the world's own, whatever is bought"
+        assert some["best_regret"] < some["without_noise_regret"]
+
+
+def test_a_fit_without_noise_is_of_the_pairs_finally_bought(tmp_path: Path) -> None:
+    trial = replace(TRIAL, selector=Weigher(), budgets=(30,), terms=replace(TERMS, num_rounds=3))
+    world = world_of(trial)
+    run_trials([trial], tmp_path, None)
+    (row,) = pq.read_table(trial.path(tmp_path)).to_pylist()
+    bought, _ = spend(world, trial, 30)
+    shares = bought.weights / bought.weights.mean()
+    chances = world.chances.ravel()[bought.index]
+    theta = fit_policy(world.differences(bought.index), chances, beta=1.0, ridge=1.0, weights=shares)
+    assert row["without_noise_regret"] == pytest.approx(world.target.regret(world.target.policy(theta), beta=1.0))
+    assert row["without_noise_frontier"] == pytest.approx([world.target.utility_at(theta, at) for at in (0.1, 0.5)])
 
 
 def test_the_same_trial_has_the_same_outcome(tmp_path: Path) -> None:

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from cluster.storage import StageKey
-from tasks.stages import Publish, RoundContext, manifest_of, round_record, run_stage
+from cluster.runs import read_text
+from cluster.storage import MANIFEST, StageKey, digest_of
+from tasks.stages import Publish, RoundContext, manifest_artifact, manifest_of, round_record, run_stage
 from tasks.tables import PROMPTS, part_path, write_part
 
 KEY = StageKey("prompts", {"seed": 1}, ["input"])
@@ -122,7 +123,20 @@ def test_a_stage_is_recorded_and_tracked_once_however_often_it_runs(here: RoundC
 
 def test_parquet_stays_in_the_store_where_it_is_not_published(here: RoundContext) -> None:
     run_stage(KEY, Work(), here, publish=Publish("pool"))
-    assert here.tracker.client.list_artifacts(here.run) == []
+    assert [file.path for file in here.tracker.client.list_artifacts(here.run)] == ["manifests"]
+
+
+def test_mlflow_has_every_manifest_whole_and_of_the_chain_what_it_was_made_from(here: RoundContext) -> None:
+    stages = [digest_of(number) for number in range(130)]
+    few = StageKey("prompts", {}, [stages[0], "2", *stages[1:3], stages[0], "prompt-id"])
+    many = StageKey("prompts", {}, stages)
+    for name, key in (("pool", few), ("training", many), ("selection", KEY), ("answers", few)):
+        table = run_stage(key, Work(), here, publish=Publish(name))
+        logged = read_text(here.tracker, here.run, manifest_artifact(name))
+        assert logged == (table.path / MANIFEST).read_text()
+    tags = here.tracker.client.get_run(here.run).data.tags
+    inputs = {key: value for key, value in tags.items() if key.startswith("inputs.")}
+    assert inputs == {"inputs.pool": ",".join(stages[:3])}, "no list is cut, and prompts are no stages"
 
 
 def test_seeds_differ_by_lineage_seed_round_and_purpose(here: RoundContext) -> None:

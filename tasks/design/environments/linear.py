@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from scipy.special import log_softmax
 
 from tasks.design.arrays import FloatArray, IntArray
 from tasks.design.environments.base import (
@@ -16,7 +17,7 @@ from tasks.design.environments.base import (
     uniform_log_probs,
 )
 from tasks.design.environments.world import Target, World
-from tasks.design.fisher import fisher_of
+from tasks.design.fisher import exact_fisher, fisher_of
 from tasks.design.pool import Pool
 
 NUM_TARGET_PROMPTS = 300
@@ -51,7 +52,7 @@ class Linear:
     The features of a synthetic study of Han, Goyal and Ma (arXiv:2606.19607), as reported: [x; a; x * a], x of the
     prompt, a of the response, and their elementwise product. The block x is the same for all responses to a prompt,
     cancels in every comparison, and is left out. All else is ours: x ~ N(0, I), a ~ N(0, s^2 diag(j^-anisotropy)) with
-    a scale s of the prompt's own, theta ~ N(0, I), scaled, and a reference that is uniform over the responses. The mean
+    a scale s of the prompt's own, theta ~ N(0, I), scaled, and a reference of the same log-linear family. The mean
     squared norm of the pool's responses about their prompts' means is 1. The deployment is fresh prompts.
 
     Attributes:
@@ -62,6 +63,8 @@ class Linear:
         anisotropy: exponent of the power law of the variances of a; 0: all alike.
         prompt_spread: standard deviation of log s: how much prompts differ in how far apart their responses are.
         reward_scale: standard deviation of the pool's utilities within prompts, logits, but for chance.
+        reference_spread: standard deviation of log pi_0 within prompts of the pool, before it is normalised, with
+            log pi_0 linear in the features; the pool's `fisher` is then its own under pi_0. 0: uniform.
         duplicates: share of the prompts that are near copies of one of three, whose responses have twice the norm.
         target_share: share of the pool that comes from a cluster, to which the whole deployment belongs; the pool's
             `fisher` is then the deployment's. Contexts vary along the second half of their coordinates in the cluster,
@@ -84,6 +87,7 @@ class Linear:
     anisotropy: float = 0.0
     prompt_spread: float = 0.0
     reward_scale: float = 1.0
+    reference_spread: float = 0.0
     duplicates: float = 0.0
     target_share: float | None = None
     flip_rate: float = 0.0
@@ -96,6 +100,7 @@ class Linear:
         check_at_least(1, num_prompts=self.num_prompts)
         check_at_least(2, num_responses=self.num_responses)
         check_at_least(0, anisotropy=self.anisotropy, prompt_spread=self.prompt_spread)
+        check_at_least(0, reference_spread=self.reference_spread)
         check_positive(beta=self.beta, reward_scale=self.reward_scale)
         check_flips(self.flip_rate)
         if not 0 <= self.duplicates <= 1:
@@ -110,18 +115,37 @@ class Linear:
         """Draw one world; no table is used."""
         pooled, judged = self._draw_features(rng)
         utilities, judged_utilities = self._draw_utilities(pooled, judged, rng)
-        valid, judged_valid = (np.ones(values.shape, dtype=np.bool_) for values in (utilities, judged_utilities))
+        valid = np.ones(utilities.shape, dtype=np.bool_)
+        draws = pair_draws(valid, rng)
+        log_probs, judged_log_probs = self._draw_references(pooled, judged, rng)
+        aim = (pooled, log_probs) if self.target_share is None else (judged, judged_log_probs)
         pool = Pool(
             features=pooled,
             valid=valid,
             rewards=np.zeros(valid.shape),
             beta=self.beta,
-            fisher=None if self.target_share is None else fisher_of(judged, judged_valid),
-            log_probs=uniform_log_probs(valid),
+            fisher=self._fisher(*aim),
+            log_probs=log_probs,
         )
-        target = Target(features=judged, utilities=judged_utilities, log_reference=uniform_log_probs(judged_valid))
-        draws = pair_draws(valid, rng)
+        target = Target(features=judged, utilities=judged_utilities, log_reference=judged_log_probs)
         return World(pool=pool, utilities=utilities, draws=draws, flip_rate=self.flip_rate, target=target)
+
+    def _fisher(self, features: FloatArray, log_probs: FloatArray) -> FloatArray | None:
+        """What the pool says of the deployment; None: as its responses, taken for draws of the policy, have it."""
+        if self.reference_spread:
+            return exact_fisher(features, log_probs)
+        return None if self.target_share is None else fisher_of(features, np.isfinite(log_probs))
+
+    def _draw_references(
+        self, pooled: FloatArray, judged: FloatArray, rng: np.random.Generator
+    ) -> tuple[FloatArray, FloatArray]:
+        """log pi_0 of the pool and of the deployment, (P, K) and (Q, K)."""
+        if not self.reference_spread:
+            first, second = (uniform_log_probs(np.ones(features.shape[:2], np.bool_)) for features in (pooled, judged))
+            return first, second
+        theta = rng.standard_normal(self.dim)
+        theta *= self.reference_spread / np.sqrt(_spread((pooled @ theta)[:, :, None]))
+        return log_softmax(pooled @ theta, axis=1), log_softmax(judged @ theta, axis=1)
 
     def _draw_features(self, rng: np.random.Generator) -> tuple[FloatArray, FloatArray]:
         """phi of the pool and of the deployment, (P, K, dim) and (Q, K, dim)."""

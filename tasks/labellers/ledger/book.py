@@ -143,10 +143,10 @@ class Ledger:
         with self.database.reading() as connection:
             return reports.progress(connection, lineage, round_number)
 
-    def spend(self, lineage: str | None = None) -> Spend:
-        """What a lineage, or all of them together, was charged and paid."""
+    def spend(self, lineage: str | None = None, round_number: int | None = None) -> Spend:
+        """What a lineage, or all of them together, was charged and paid; in one round alone, if that is named."""
         with self.database.reading() as connection:
-            return reports.spend(connection, lineage)
+            return reports.spend(connection, lineage, round_number)
 
     def lineages(self) -> list[str]:
         """All lineages that have an account, by name."""

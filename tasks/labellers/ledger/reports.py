@@ -26,13 +26,15 @@ PAGE = 1000
 """Entries read in one transaction, so that a slow reader holds up no writer."""
 
 
-def spend(connection: Connection, lineage: str | None) -> Spend:
-    """What a lineage, or all of them together, was charged and paid."""
+def spend(connection: Connection, lineage: str | None, round_number: int | None = None) -> Spend:
+    """What a lineage, or all of them together, was charged and paid, in all rounds or in one."""
     charged = select(CHARGES.c.state, func.count(), total(CHARGES.c.cost)).group_by(CHARGES.c.state)
     is_repeated = and_(ASKS.c.num_attempts > 1, ASKS.c.left_open == false(), ANSWERS.c.cost > 0)
     bought = select(func.count(), total(ANSWERS.c.cost), _count(is_repeated)).join(ASKS, in_force())
     if lineage is not None:
         charged, bought = charged.where(CHARGES.c.lineage == lineage), bought.where(ANSWERS.c.lineage == lineage)
+    if round_number is not None:
+        charged, bought = charged.where(CHARGES.c.round == round_number), bought.where(ANSWERS.c.round == round_number)
     sums = {state: (number, cost) for state, number, cost in connection.execute(charged)}
     num_labels, cost = sums.get(SETTLED, (0, 0.0))
     num_pending, pending = sums.get(RESERVED, (0, 0.0))

@@ -3,7 +3,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from tasks.design.fisher import fisher_of, fitted_fisher
+from tasks.design.fisher import exact_fisher, fisher_of, fitted_fisher
 from tasks.design.pool import Pool
 from tasks.design.selectors.designs import TraceDesign
 
@@ -37,6 +37,16 @@ def test_two_responses_have_half_the_mean_product_of_their_difference(make_pool)
     pool = make_pool((30, 2, 3))
     differences = pool.features[:, 0] - pool.features[:, 1]
     np.testing.assert_allclose(fisher_of(pool.features, pool.valid), differences.T @ differences / 60, rtol=1e-12)
+
+
+def test_the_exact_fisher_is_the_mean_covariance_under_the_policy(make_pool):
+    features, rng = make_pool((7, 5, 3)).features, np.random.default_rng(2)
+    shares = rng.dirichlet(np.ones(5), size=7)
+    shares[3] = [0.5, 0.5, 0, 0, 0]
+    with np.errstate(divide="ignore"):
+        found = exact_fisher(features, np.log(shares))
+    covariances = [np.cov(rows.T, aweights=row, ddof=0) for rows, row in zip(features, shares, strict=True)]
+    np.testing.assert_allclose(found, np.mean(covariances, axis=0), rtol=1e-10)
 
 
 def test_responses_that_are_all_alike_have_none(make_pool):

@@ -6,7 +6,7 @@ from scipy.sparse.csgraph import connected_components
 
 from tasks.design.environments.base import centred
 from tasks.design.environments.linear import NUM_TARGET_PROMPTS, Linear
-from tasks.design.fisher import fisher_of
+from tasks.design.fisher import exact_fisher, fisher_of
 
 
 def draw(seed=0, **fields):
@@ -140,6 +140,35 @@ def test_a_quadratic_residual_is_one_function_of_the_features():
     np.testing.assert_allclose(part, values, atol=1e-9)
 
 
+def test_a_reference_of_the_family_is_as_uneven_as_asked_for():
+    world = draw(reference_spread=1.5, num_prompts=1000)
+    logs = centred(world.pool.log_probs, world.pool.valid)
+    part, values = fitted(
+        np.concatenate([world.pool.features, world.target.features]),
+        np.concatenate([world.pool.log_probs, world.target.log_reference]),
+    )
+
+    assert np.sqrt(np.square(logs).mean()) == pytest.approx(1.5)
+    np.testing.assert_allclose(part, values, atol=1e-10)
+    for log_probs in (world.pool.log_probs, world.target.log_reference):
+        np.testing.assert_allclose(np.exp(log_probs).sum(axis=1), 1)
+    np.testing.assert_array_equal(world.pool.fisher, exact_fisher(world.pool.features, world.pool.log_probs))
+
+
+def test_an_uneven_reference_changes_neither_features_nor_utilities_nor_labels():
+    plain, uneven = draw(), draw(reference_spread=2.0)
+
+    np.testing.assert_array_equal(plain.pool.features, uneven.pool.features)
+    np.testing.assert_array_equal(plain.target.utilities, uneven.target.utilities)
+    np.testing.assert_array_equal(plain.draws, uneven.draws)
+
+
+def test_a_shift_aims_the_pool_at_the_deployment_under_its_reference():
+    world = draw(target_share=0.1, reference_spread=1.0)
+
+    np.testing.assert_array_equal(world.pool.fisher, exact_fisher(world.target.features, world.target.log_reference))
+
+
 def test_a_seed_is_a_world():
     one, same, other = draw(3, fit=0.5), draw(3, fit=0.5), draw(4, fit=0.5)
 
@@ -166,6 +195,7 @@ def test_beta_and_flips_change_no_draw():
         ({"num_responses": 1}, "num_responses is 1: pass a finite number, 2 or more"),
         ({"beta": 0.0}, "beta is 0.0: pass a finite number above 0"),
         ({"anisotropy": -1.0}, "anisotropy is -1.0"),
+        ({"reference_spread": -1.0}, "reference_spread is -1.0"),
         ({"reward_scale": np.inf}, "reward_scale is inf"),
         ({"duplicates": 1.2}, "duplicates is 1.2: pass a share from 0 to 1"),
         ({"fit": 0.0}, "fit is 0.0: pass a correlation above 0"),
