@@ -33,6 +33,7 @@ def compare(
     settings = read_settings()
     Store(settings.store).check_writable()
     settings.export()
+    from flows.comparison.check import check_comparison
     from flows.comparison.config import load_comparison
     from flows.comparison.flow import Compared, rewritten
     from flows.comparison.flow import compare as run
@@ -41,6 +42,7 @@ def compare(
     if redraw:
         compared = rewritten(wanted, settings, folder, allow_confounded=allow_confounded)
     else:
+        check_comparison(wanted, settings, allow_confounded=allow_confounded, only=only or ())
         state = run(wanted, only=tuple(only or ()), allow_confounded=allow_confounded, out=folder, return_state=True)
         result = state.result(raise_on_failure=False)
         if not isinstance(result, Compared):
@@ -59,7 +61,8 @@ def _show(config: "ComparisonConfig", compared: "Compared", file: str) -> None:
     for budget in judgement.evidence.budgets:
         sheet = standings(judgement, budget)
         rows = [[entry.text for entry in row] for row in sheet.rows]
-        console.print(Grid(sheet.caption, sheet.headings, rows).rich())
+        if rows:
+            console.print(Grid(sheet.caption, sheet.headings, rows).rich())
     untold = [refusal for refusal in judgement.refusals if refusal not in judgement.headline]
     _say(judgement.headline, *untold, *compared.shared)
     _say(*(f"lineage {one.lineage} {one.waits}: when people have answered, run this again" for one in compared.waiting))

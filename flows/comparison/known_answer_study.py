@@ -24,7 +24,8 @@ LEGEND = (
     "expected is 5 % at most. Power: share in which the one selector that is better is called above; its effect is in "
     "standard deviations of the difference of two lineages of a seed. 95 % intervals of Wilson. Noise: normal; t3, "
     "Student's with 3 degrees of freedom, whose tails are heavy; skewed, exponential for every selector beside normal "
-    "for uniform, so that a difference is not as likely as its opposite, which no rule of few seeds can do without."
+    "for uniform, so that a difference is not as likely as its opposite. A rule that uses its 5 % up exceeds them "
+    "in some scenes by chance; the more comparisons, the less."
 )
 
 Row = Mapping[str, Any]
@@ -72,7 +73,7 @@ def summary(found: pa.Table) -> list[str]:
                 worst = max(rows, key=lambda row: float(row["num_wrong"]) / float(row["repetitions"]))
                 said.append(
                     f"{rule}, where {kind}: false verdicts in {_told(worst, 'num_wrong')} at most "
-                    f"({worst['noise']}, {worst['num_seeds']} seeds, {worst['num_selectors']} selectors); "
+                    f"({worst['noise']}, seeds {worst['num_seeds']}, selectors {worst['num_selectors']}); "
                     f"{_pooled(rows)} in all"
                 )
     return said

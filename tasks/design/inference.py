@@ -1,12 +1,13 @@
 """What few paired runs show: Student's intervals, verdicts of a family, and the runs that would show more.
 
 Every column holds the differences of one selector to uniform, one a seed, in which both saw the same prompts, first
-pool and label draws. Columns may have different seeds. Nothing is drawn at random.
+pool and label draws. Columns may have different seeds.
 
 All of it assumes that a selector that is no better makes a difference as likely as its opposite: so it is where both
 sides have the same kind of noise, whatever that is. Then Student's test of normal differences holds its level, and of
 heavier tails stays below it (Benjamini 1983, "Is the t Test Really Conservative When the Parent Distribution Is
-Long-Tailed?"). Where one side's noise is skewed and the other's isn't, it finds too much.
+Long-Tailed?"). Where one side alone is skewed it may find more than it should; `pairwright study referee` measures all
+of that.
 """
 
 import math

@@ -16,7 +16,7 @@ from tasks.design.selectors import SELECTORS
 from tasks.prompts import check_prompts
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
-LINEAGES = [path for path in CONFIGS if not path.name.startswith(("referee-", "study-"))]
+LINEAGES = [path for path in CONFIGS if not path.name.startswith(("compare-", "referee-", "study-"))]
 
 VALUES: dict[str, Any] = {
     "lineage": "tiny",
