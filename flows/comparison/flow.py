@@ -10,7 +10,7 @@ from typing import cast
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
-from prefect.futures import wait
+from prefect.futures import PrefectFuture, wait
 from prefect.states import Completed, Failed
 from prefect.task_runners import ThreadPoolTaskRunner
 
@@ -132,7 +132,7 @@ def _run(members: Sequence[Member], max_concurrent: int, max_rounds: int | None)
     """Run lineages, `max_concurrent` at once, each to its end, whatever becomes of the others."""
     runner: ThreadPoolTaskRunner[Ran] = ThreadPoolTaskRunner(max_workers=max_concurrent)
     with runner:
-        futures = [
+        futures: list[PrefectFuture[Ran]] = [
             runner.submit(run_lineage, {"config": member.config, "max_rounds": max_rounds}) for member in members
         ]
         wait(futures)

@@ -43,7 +43,8 @@ def _normal(rng: np.random.Generator, shape: Shape) -> FloatArray:
 
 
 def _heavy(rng: np.random.Generator, shape: Shape) -> FloatArray:
-    return rng.standard_t(3, shape) / np.sqrt(3)
+    draws: FloatArray = rng.standard_t(3, shape) / np.sqrt(3)
+    return draws
 
 
 def _skewed(rng: np.random.Generator, shape: Shape) -> FloatArray:
