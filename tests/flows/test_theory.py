@@ -97,10 +97,6 @@ def test_a_prediction_that_is_missed_on_either_side_does_not_hold(factor: float)
     assert made_up(scaled({"oracle": (1.0, factor)}))[4] == "does not hold"
 
 
-def test_the_defaults_are_the_shipped_config() -> None:
-    assert load(CONFIGS / "study-theory.yaml", TheoryConfig) == TheoryConfig()
-
-
 def test_a_theory_study_is_no_lineage() -> None:
     with pytest.raises(InputError, match="has 'worlds', so pairwright study theory takes it: name another"):
         load_config(CONFIGS / "study-theory.yaml")
