@@ -65,7 +65,11 @@ def _show(config: "ComparisonConfig", compared: "Compared", file: str) -> None:
             console.print(Grid(sheet.caption, sheet.headings, rows).rich())
     untold = [refusal for refusal in judgement.refusals if refusal not in judgement.headline]
     _say(judgement.headline, *untold, *compared.shared)
-    _say(*(f"lineage {one.lineage} {one.waits}: when people have answered, run this again" for one in compared.waiting))
+    for one in compared.waiting:
+        _say(
+            f"lineage {one.lineage} {one.waits}",
+            f"  people label with: pairwright label {one.lineage}; when they have answered, run this again",
+        )
     for one in compared.failed:
         _say(
             f"lineage {one.lineage} failed: {one.error}",

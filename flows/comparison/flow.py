@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -130,13 +131,25 @@ def report(config: ComparisonConfig, settings: Settings, folder: Folder, went: S
 
 def _run(members: Sequence[Member], max_concurrent: int, max_rounds: int | None) -> tuple[Went, ...]:
     """Run lineages, `max_concurrent` at once, each to its end, whatever becomes of the others."""
+    run = _one_by_one if max_concurrent == 1 else partial(_at_once, max_concurrent=max_concurrent)
+    states = run([member.config for member in members], max_rounds)
+    return tuple(_went(member.lineage, state) for member, state in zip(members, states, strict=True))
+
+
+def _one_by_one(configs: Sequence[LineageConfig], max_rounds: int | None) -> list[State[Ran]]:
+    """In this thread, so that an interrupt ends the lineage at work, too."""
+    return [run_lineage(config, max_rounds, return_state=True) for config in configs]
+
+
+def _at_once(configs: Sequence[LineageConfig], max_rounds: int | None, *, max_concurrent: int) -> list[State[Ran]]:
+    """In threads; an interrupt waits for the lineages at work."""
     runner: ThreadPoolTaskRunner[Ran] = ThreadPoolTaskRunner(max_workers=max_concurrent)
     with runner:
         futures: list[PrefectFuture[Ran]] = [
-            runner.submit(run_lineage, {"config": member.config, "max_rounds": max_rounds}) for member in members
+            runner.submit(run_lineage, {"config": config, "max_rounds": max_rounds}) for config in configs
         ]
         wait(futures)
-    return tuple(_went(member.lineage, future.state) for member, future in zip(members, futures, strict=True))
+    return [future.state for future in futures]
 
 
 def _went(lineage: str, state: State[Ran]) -> Went:

@@ -18,6 +18,7 @@ from cluster.tracking import KIND_TAG, Status, Tracker
 from flows.comparison.evidence import Evidence, LineageFacts
 from flows.comparison.folder import FIGURES, REPORT, Folder
 from flows.comparison.judged import Judgement
+from flows.comparison.seeds import jaccard
 from flows.filing import filing_of
 from flows.logbook import COMPARISON_TAG, PREFECT_TAG
 from flows.opening import tracker_of
@@ -58,18 +59,12 @@ def overlaps(lineage: LineageFacts, evidence: Evidence) -> dict[int, dict[str, f
     others = [one for one in evidence.lineages if one is not lineage and (one.seed, one.budget) == place]
     return {
         own.number: {
-            other.selector: jaccard(set(own.pairs), set(theirs.pairs))
+            other.selector: jaccard(own.pairs, theirs.pairs)
             for other in others
             if (theirs := other.round(own.number)) is not None and theirs.pool == own.pool
         }
         for own in lineage.rounds
     }
-
-
-def jaccard(ours: set[str], theirs: set[str]) -> float:
-    """|A and B| / |A or B|; 1 for two empty sets."""
-    either = ours | theirs
-    return len(ours & theirs) / len(either) if either else 1.0
 
 
 def metrics(judgement: Judgement) -> dict[str, float]:

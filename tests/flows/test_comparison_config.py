@@ -16,7 +16,7 @@ from cluster.storage import Store
 from flows.cli import main
 from flows.comparison.check import Party, check_comparison, party_of
 from flows.comparison.config import ComparisonConfig, load_comparison, members
-from flows.comparison.publish import jaccard
+from flows.comparison.seeds import jaccard
 from flows.config import LineageConfig, load_config
 from flows.history import keep_config
 
@@ -239,4 +239,4 @@ def test_the_command_refuses_with_code_2_before_any_work(
     [("abc", "abc", 1.0), ("abc", "xyz", 0.0), ("abc", "bcd", 0.5), ("abcd", "a", 0.25), ("", "", 1.0)],
 )
 def test_the_overlap_is_jaccards(ours: str, theirs: str, similarity: float) -> None:
-    assert jaccard(set(ours), set(theirs)) == similarity
+    assert jaccard(tuple(ours), tuple(theirs)) == similarity

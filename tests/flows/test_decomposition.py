@@ -125,9 +125,11 @@ def test_report_summary_and_figures_tell_the_parts(played: tuple[Stand, RefereeC
 def test_the_study_of_preferences_compares_every_selector_there_is() -> None:
     config = load(Path(__file__).parents[2] / "configs" / "study-preferences.yaml", RefereeConfig)
     assert {type(selector) for selector in config.selectors.values()} == set(SELECTORS.values())
-    arena = config.environments["d32"]
-    assert (config.seeds, config.budgets_of(arena)) == (20, (64, 128, 256, 512, 1024, 2048, 4096))
-    assert arena.selectors is None
+    batch, rounds = (config.selectors_of(config.environments[name]) for name in ("d32", "d32_rounds"))
+    assert batch | rounds == config.selectors
+    assert set(config.selectors) - set(batch) == {"max_margin", "min_margin", "near_tie"}
+    for arena in config.environments.values():
+        assert (config.seeds, config.budgets_of(arena)) == (20, (64, 128, 256, 512, 1024, 2048, 4096))
 
 
 def test_families_are_those_of_the_rules() -> None:
