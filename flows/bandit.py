@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, m
 import tasks.objectives
 from cluster.shards import Report
 from cluster.storage import atomic_path, digest_of, digest_of_file
+from flows.filing import Name
 from tasks.design.arrays import FloatArray
 from tasks.objectives.contrastive import Dpo, Hinge, Ipo
 from tasks.objectives.likelihood import BestOfN, Rwr, SftChosen
@@ -52,8 +53,6 @@ RESULTS = pa.schema(
 
 `num_queries`: rewards asked for by then; offline all of them are asked for before training.
 """
-
-Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")]
 
 
 class PeakedReward(BaseModel):

@@ -1,12 +1,15 @@
 """Filing: under what MLflow keeps the runs of a lineage, on record with the lineage."""
 
+from typing import Annotated
+
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from cluster.errors import InputError
 from cluster.storage import Store, write_json
 
 NAME = r"^[a-z0-9][a-z0-9._-]*$"
-"""What names of lineages and comparisons look like."""
+"""What names of lineages, comparisons and selectors look like."""
+Name = Annotated[str, Field(pattern=NAME)]
 EXPERIMENT = "pairwright"
 """The experiment of lineages that name none."""
 RECORD = "filing.json"

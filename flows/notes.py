@@ -7,6 +7,7 @@ from cluster.tracking import Tracker
 from tasks.stages import ADAPTER
 
 NOTE_TAG = "mlflow.note.content"
+"""What MLflow's pages show as the description of a run."""
 PREVIOUS_TAG = "pairwright.previous_run"
 BELOW = "*Kept by pairwright. What is written below this line stays.*"
 NUM_LISTED = 50

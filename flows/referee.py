@@ -14,6 +14,7 @@ from cluster.errors import InputError
 from cluster.session import ray_session
 from cluster.settings import Settings
 from cluster.storage import atomic_path, digest_of, digest_of_file
+from flows.filing import Name
 from tasks.design.environments import AnyEnvironment, UtilityTable
 from tasks.design.environments.table import FromTable
 from tasks.design.pool import Pool
@@ -40,7 +41,6 @@ RESULTS = pa.schema(
 
 _CONFIG = b"pairwright.config"
 
-Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")]
 Budgets = Annotated[tuple[PositiveInt, ...], Field(min_length=1)]
 
 

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, m
 from cluster.errors import InputError
 from cluster.shards import Report
 from cluster.storage import digest_of
+from flows.filing import Name
 from tasks.design.arrays import FloatArray
 from tasks.design.asymptotics import DESIGNS, Limit
 from tasks.design.environments.linear import Linear
@@ -26,7 +27,6 @@ RESULTS = pa.schema(
 )
 """One row a policy, world by world as `GAPS` has it; `world`: name in the config."""
 
-Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")]
 AnyWellSpecified = Annotated[WellSpecified, Field(discriminator="kind")]
 
 _WORLDS: dict[str, WellSpecified] = {

@@ -21,7 +21,8 @@ from pydantic import (
 )
 
 from flows.config import LineageConfig, RoundConfig, Schedule, fit, load_config, message_of, read_values
-from flows.referee import UNIFORM, Name
+from flows.filing import Name
+from flows.referee import UNIFORM
 from tasks.design.selectors import AnySelector
 from tasks.design.selectors.baselines import Uniform
 

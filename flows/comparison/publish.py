@@ -21,10 +21,8 @@ from flows.comparison.judged import Judgement
 from flows.comparison.seeds import jaccard
 from flows.filing import filing_of
 from flows.logbook import COMPARISON_TAG, PREFECT_TAG
+from flows.notes import NOTE_TAG
 from flows.opening import tracker_of
-
-NOTE_TAG = "mlflow.note.content"
-"""What MLflow's pages show as the description of a run."""
 
 
 def announce(judgement: Judgement, folder: Folder) -> None:
